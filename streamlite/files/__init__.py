@@ -1,0 +1,122 @@
+"""The only door to the operating system: files, directories, locks and mappings, as a seam with several sides.
+
+Everything that streamlite keeps passes through a `Files`: `LocalFiles` over a directory, `MemoryFiles` over nothing
+(what ":memory:" runs on), and in tests a faulty one. Rules:
+
+* Paths are relative to the bus's root and use "/".
+* Whatever the operating system refuses is a `StorageError` with its `errno`; a file that is not there is the
+  `MissingFile` among them, because callers act on it.
+* `write` writes all of it or raises; what a failed write left behind is the caller's to cut.
+* Nothing here knows what a segment or a topic is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from streamlite.errors import StorageError
+
+__all__ = ["File", "FileLock", "Files", "MissingFile"]
+
+
+class MissingFile(StorageError):
+    """The file or directory is not there."""
+
+
+class File(ABC):
+    """One open file. Positions and sizes in bytes; safe for use by several threads."""
+
+    path: str
+
+    @abstractmethod
+    def read(self, size: int, position: int) -> bytes:
+        """Up to `size` bytes from `position`; fewer only where the file ends."""
+
+    @abstractmethod
+    def write(self, buffers: Sequence[bytes], position: int) -> None:
+        """Write all buffers one after the other from `position`, or raise `StorageError`."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Its present size."""
+
+    @abstractmethod
+    def truncate(self, size: int) -> None:
+        """Cut it to `size`."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Bring its data and size to the device (fdatasync)."""
+
+
+class FileLock(ABC):
+    """An advisory lock on a file of its own, held by this descriptor; gone with the process that held it."""
+
+    path: str
+
+    @abstractmethod
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Take it if it is free, at once: whether it was. Holding it already, this changes its kind."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give it back."""
+
+
+class Files(ABC):
+    """A directory and what can be done in it."""
+
+    root: str
+
+    @abstractmethod
+    def open(self, path: str, *, create: bool = False) -> File:
+        """Open a file for reading and, unless the seam is read-only, writing; `MissingFile` unless `create`."""
+
+    @abstractmethod
+    def lock(self, path: str) -> FileLock:
+        """A lock on the file at `path`, which is created where absent; not yet acquired."""
+
+    @abstractmethod
+    def map(self, path: str, offset: int, size: int) -> memoryview:
+        """A shared mapping of bytes `offset` to `offset + size`, allocated first; it lives as long as its views."""
+
+    @abstractmethod
+    def read_file(self, path: str) -> bytes:
+        """The whole of a small file."""
+
+    @abstractmethod
+    def replace_file(self, path: str, data: bytes, *, sync: bool) -> None:
+        """Put `data` at `path` in one step: a reader sees the old file or the new. `sync`: durable before it returns."""
+
+    @abstractmethod
+    def list(self, path: str) -> list[str]:
+        """The names in a directory, in no order; `MissingFile` when it is not there."""
+
+    @abstractmethod
+    def make_dir(self, path: str) -> None:
+        """Create a directory, mode 0700; one that is there is fine. Its parent must exist."""
+
+    @abstractmethod
+    def rename(self, path: str, to: str) -> None:
+        """Move a file or directory in one step."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is fine."""
+
+    @abstractmethod
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all in it; one that is not there is fine."""
+
+    @abstractmethod
+    def sync_dir(self, path: str) -> None:
+        """Bring a directory's entries to the device (fsync)."""
+
+    @abstractmethod
+    def boot_id(self) -> int:
+        """64 bits that differ after every start of the machine."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what the seam itself holds."""

@@ -1,0 +1,235 @@
+"""One segment: a file of batches, its name, its sparse index, and how to walk it.
+
+A segment's log file is the truth; its index is a cache of (offset, position, greatest timestamp before it) about every
+64 KiB, appended to by whoever appends to the log, read by whoever seeks. One index serves both kinds of seek, because
+"the greatest timestamp before here" rises with the offset. Entries check themselves, and a seek confirms one against
+the batch it points at; with any doubt the segment is walked instead, so that a lost index costs time and never truth.
+A sealed segment's index ends with an entry for its end, which tells its greatest timestamp without a walk.
+
+Lengths and positions are bytes, offsets count messages.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from streamlite.files import File, MissingFile
+from streamlite.format import (
+    HEADER_BYTES,
+    INDEX_ENTRY_BYTES,
+    INDEX_INTERVAL_BYTES,
+    BadBatch,
+    BatchHeader,
+    IndexEntry,
+    ShortBatch,
+    pack_entry,
+    parse_segment_name,
+    segment_name,
+    unpack_entries,
+    unpack_header,
+    verify,
+)
+from streamlite.handles import Handles
+
+__all__ = ["NEVER_MS", "Found", "Segment", "walk", "walk_verified"]
+
+NEVER_MS = -(1 << 63)
+"""Earlier than every timestamp."""
+
+_WALK_BYTES = 64 << 10
+
+
+class Found(NamedTuple):
+    """A batch's header and the position where it begins."""
+
+    header: BatchHeader
+    position: int
+
+
+def walk(file: File, position: int, limit: int) -> Iterator[Found]:
+    """The headers of the batches from `position` up to `limit`, payloads unread; ends before what is no header."""
+    chunk, at = b"", position
+    while position + HEADER_BYTES <= limit:
+        if position + HEADER_BYTES > at + len(chunk) or position < at:
+            chunk, at = file.read(min(_WALK_BYTES, limit - position), position), position
+        try:
+            header = unpack_header(chunk, position - at)
+        except BadBatch:
+            return
+        if position + header.total_bytes > limit:
+            return
+        yield Found(header, position)
+        position += header.total_bytes
+
+
+def walk_verified(file: File, position: int, limit: int) -> Iterator[Found]:
+    """As `walk`, but each batch is read whole and its checksum holds."""
+    while position < limit:
+        try:
+            header = unpack_header(file.read(HEADER_BYTES, position))
+            verify(header, file.read(min(header.total_bytes, limit - position), position))
+        except BadBatch:
+            return
+        yield Found(header, position)
+        position += header.total_bytes
+
+
+class Segment:
+    """A segment of one partition, known by its name; holds no descriptor, only what it read of its index."""
+
+    __slots__ = ("_handles", "_incarnation", "_max_times", "_offsets", "_positions", "base", "generation", "next", "path")
+
+    def __init__(
+        self, handles: Handles, incarnation: int, directory: str, base: int, next_offset: int = 0, generation: int = 0
+    ) -> None:
+        self._handles = handles
+        self._incarnation = incarnation
+        self.base = base
+        self.next = next_offset
+        """For a compacted segment the offset after those it stands for; 0 where the next segment's base tells."""
+        self.generation = generation
+        self.path = f"{directory}/{segment_name(base, next_offset, generation)}"
+        self._offsets: list[int] = []
+        self._positions: list[int] = []
+        self._max_times: list[int] = []
+
+    @classmethod
+    def parse(cls, handles: Handles, incarnation: int, directory: str, name: str) -> Segment | None:
+        """The segment whose log file has that name, or `None`."""
+        stem, dot, suffix = name.rpartition(".")
+        parsed = parse_segment_name(stem) if dot and suffix == "log" else None
+        return None if parsed is None else cls(handles, incarnation, directory, *parsed)
+
+    @property
+    def log_path(self) -> str:
+        """Its file of batches."""
+        return f"{self.path}.log"
+
+    @property
+    def index_path(self) -> str:
+        """Its index."""
+        return f"{self.path}.index"
+
+    def file(self, *, create: bool = False) -> File:
+        """Its open log file; `MissingFile` when retention or compaction took it away."""
+        return self._handles.file(self._incarnation, self.log_path, create=create)
+
+    def index_file(self, *, create: bool = False) -> File:
+        """Its open index file."""
+        return self._handles.file(self._incarnation, self.index_path, create=create)
+
+    def forget(self) -> None:
+        """Drop its descriptors: the files are removed."""
+        self._handles.forget(self._incarnation, self.log_path)
+        self._handles.forget(self._incarnation, self.index_path)
+
+    def add_entry(self, entry: IndexEntry) -> None:
+        """Append to the index file; under the partition's lock. A reader takes it up at its next seek."""
+        file = self.index_file(create=True)
+        file.write([pack_entry(entry)], file.size() // INDEX_ENTRY_BYTES * INDEX_ENTRY_BYTES)
+
+    def cut_index(self, position: int) -> None:
+        """Remove index entries for positions from `position` on; under the partition's lock, before the log is cut."""
+        self._load()
+        keep = bisect_left(self._positions, position)
+        for column in (self._offsets, self._positions, self._max_times):
+            del column[keep:]
+        try:
+            self.index_file().truncate(keep * INDEX_ENTRY_BYTES)
+        except MissingFile:
+            return  # no index yet: nothing to cut
+
+    def replace_index(self, entries: list[IndexEntry]) -> None:
+        """Write the whole index anew, from a walk; under the partition's lock."""
+        file = self.index_file(create=True)
+        file.truncate(0)
+        file.write([pack_entry(entry) for entry in entries], 0)
+        self._offsets, self._positions, self._max_times = [], [], []
+        self._take(entries)
+
+    def _load(self) -> None:
+        """Take up the entries that were appended since the last look."""
+        try:
+            file = self.index_file()
+        except MissingFile:
+            return
+        known = len(self._offsets) * INDEX_ENTRY_BYTES
+        size = file.size()
+        if size > known:
+            self._take(unpack_entries(file.read(size - known, known)))
+
+    def _take(self, entries: list[IndexEntry]) -> None:
+        for entry in entries:
+            if self._offsets and (entry.offset <= self._offsets[-1] or entry.position <= self._positions[-1]):
+                return  # stale: not a continuation of what is known
+            self._offsets.append(entry.offset)
+            self._positions.append(entry.position)
+            self._max_times.append(entry.max_timestamp)
+
+    def last_entry(self) -> IndexEntry | None:
+        """The last index entry, which for a sealed segment stands for its end."""
+        self._load()
+        if not self._offsets:
+            return None
+        return IndexEntry(self._offsets[-1], self._positions[-1], self._max_times[-1])
+
+    def floor(self, offset: int) -> IndexEntry:
+        """The last confirmed index entry at or before `offset`; the segment's beginning where there is none."""
+        self._load()
+        return self._confirmed(bisect_right(self._offsets, offset) - 1)
+
+    def floor_time(self, timestamp_ms: int) -> IndexEntry:
+        """The last confirmed entry with nothing of that time or later before it."""
+        self._load()
+        return self._confirmed(bisect_left(self._max_times, timestamp_ms) - 1)
+
+    def _confirmed(self, at: int) -> IndexEntry:
+        """The entry number `at`, or the nearest before it that points at the batch it names."""
+        while at >= 0:
+            try:
+                header = unpack_header(self.file().read(HEADER_BYTES, self._positions[at]))
+                if header.base_offset == self._offsets[at]:
+                    return IndexEntry(self._offsets[at], self._positions[at], self._max_times[at])
+            except ShortBatch:
+                pass  # an entry for the segment's end: nothing stands there
+            except BadBatch:
+                self._offsets, self._positions, self._max_times = [], [], []  # an index of other bytes
+                break
+            at -= 1
+        return IndexEntry(self.base, 0, NEVER_MS)
+
+    def find(self, offset: int, limit: int) -> Found | None:
+        """The first batch that holds `offset` or later ones, looking no further than position `limit`."""
+        for found in walk(self.file(), self.floor(offset).position, limit):
+            if found.header.next_offset > offset:
+                return found
+        return None
+
+    def find_time(self, timestamp_ms: int, limit: int) -> Found | None:
+        """The first batch with a message of that time or later, looking no further than position `limit`."""
+        for found in walk(self.file(), self.floor_time(timestamp_ms).position, limit):
+            if found.header.max_timestamp >= timestamp_ms:
+                return found
+        return None
+
+
+class IndexBuilder:
+    """Makes the entries of an index from the batches of a segment, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[IndexEntry] = []
+        self.max_timestamp = NEVER_MS
+        self.indexed = 0
+
+    def add(self, found: Found) -> None:
+        """Take up the next batch."""
+        if found.position - self.indexed >= INDEX_INTERVAL_BYTES:
+            self.entries.append(IndexEntry(found.header.base_offset, found.position, self.max_timestamp))
+            self.indexed = found.position
+        self.max_timestamp = max(self.max_timestamp, found.header.max_timestamp)
+
+    def seal(self, next_offset: int, position: int) -> None:
+        """Add the entry that stands for the segment's end."""
+        self.entries.append(IndexEntry(next_offset, position, self.max_timestamp))
