@@ -15,15 +15,16 @@ Pure: no file, clock or lock. Whatever bytes come in, `decode` gives columns of 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from streamlite.compression import codec_by_id
-from streamlite.format import ENCODING_NATIVE, FLAG_COMPACTED, FLAGS_KNOWN, BadBatch, BatchHeader
-from streamlite.message import Header, Message
+from streamlite.format import BATCH_COUNT_MAX, ENCODING_NATIVE, FLAG_COMPACTED, FLAGS_KNOWN, BadBatch, BatchHeader
+from streamlite.message import Columns, Header, Message
 
 __all__ = ["Batch", "decode", "encode_payload", "timestamp_steps"]
 
@@ -31,12 +32,18 @@ Timestamps = list[int] | dict[int, int] | None
 Headers = Sequence[Header]
 
 
-class _Payload(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
-    keys: list[bytes | None] | None = None
-    values: list[bytes | None] | None = None
-    timestamps: list[int] | dict[int, int] | None = None
-    headers: list[list[tuple[str, bytes | None]] | None] | None = None
-    offsets: list[int] | None = None
+# A column's length is judged before room is made for it. One that this release does not know is refused: to skip it
+# would be to lose what it says, and msgspec skips nested arrays by recursion.
+_bounded = msgspec.Meta(max_length=BATCH_COUNT_MAX)
+_Difference = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    keys: Annotated[list[bytes | None], _bounded] | None = None
+    values: Annotated[list[bytes | None], _bounded] | None = None
+    timestamps: Annotated[list[_Difference], _bounded] | Annotated[dict[int, _Difference], _bounded] | None = None
+    headers: Annotated[list[tuple[Header, ...] | None], _bounded] | None = None
+    offsets: Annotated[list[_Difference], _bounded] | None = None
     horizon: int | None = None
 
 
@@ -45,21 +52,22 @@ _decode = msgspec.msgpack.Decoder(_Payload).decode
 
 
 def encode_payload(
-    keys: list[bytes | None] | None,
-    values: list[bytes | None] | None,
+    keys: Sequence[bytes | None] | None,
+    values: Sequence[bytes | None] | None,
     timestamps: Timestamps = None,
     headers: Sequence[Any] | None = None,
     offsets: list[int] | None = None,
     horizon: int | None = None,
 ) -> bytes:
     """The payload of these columns, `timestamps` and `offsets` as differences from the header's base."""
+    headers = _squeeze(headers) if headers and any(headers) else None
     columns: list[Any] = [_squeeze(keys), _squeeze(values), timestamps, headers, offsets, horizon]
     while columns and columns[-1] is None:
         columns.pop()
     return _encode(columns)
 
 
-def _squeeze(column: list[bytes | None] | None) -> list[bytes | None] | None:
+def _squeeze(column: Sequence[Any] | None) -> Sequence[Any] | None:
     """`column` as short as it can be said; looks at two elements unless they are equal."""
     if column is None or len(column) == 0:
         return None
@@ -74,16 +82,10 @@ def timestamp_steps(timestamps: Sequence[int]) -> tuple[int, int, Timestamps]:
     base, greatest = min(timestamps), max(timestamps)
     if base == greatest:
         return base, greatest, None
-    steps: dict[int, int] = {}
-    limit = len(timestamps) // 4
-    last = None
-    for index, timestamp in enumerate(timestamps):
-        if timestamp != last:
-            if len(steps) >= limit:
-                return base, greatest, [timestamp - base for timestamp in timestamps]
-            steps[index] = timestamp - base
-            last = timestamp
-    return base, greatest, steps
+    distinct = sorted(set(timestamps))
+    if len(distinct) <= len(timestamps) // 4 and sorted(timestamps) == list(timestamps):
+        return base, greatest, {bisect_left(timestamps, value): value - base for value in distinct}
+    return base, greatest, [timestamp - base for timestamp in timestamps]
 
 
 class Batch:
@@ -112,12 +114,23 @@ class Batch:
         self.headers = headers
         self.horizon = horizon
 
-    def messages(self, topic: str, partition: int) -> list[Message]:
-        """All of it as messages, keys and values as bytes: one `map` over the columns, no Python loop."""
-        columns: tuple[Any, ...] = (repeat(topic), repeat(partition), self.offsets, self.timestamps)
-        if self.headers is None:
-            return list(map(Message, *columns, self.keys, self.values))
-        return list(map(Message, *columns, self.keys, self.values, self.headers))
+    def messages(self, topic: str, partition: int, start: int = 0, stop: int | None = None) -> list[Message]:
+        """Messages `start` to `stop` of it, keys and values as bytes: one `map` over the columns, no Python loop."""
+        offsets, timestamps, keys, values, headers = self.offsets, self.timestamps, self.keys, self.values, self.headers
+        if start or (stop is not None and stop < len(offsets)):
+            offsets, timestamps = offsets[start:stop], timestamps[start:stop]
+            keys, values = keys[start:stop], values[start:stop]
+            headers = None if headers is None else headers[start:stop]
+        columns: tuple[Any, ...] = (repeat(topic), repeat(partition), offsets, timestamps, keys, values)
+        return list(map(Message, *columns) if headers is None else map(Message, *columns, headers))
+
+    def columns(self, topic: str, partition: int, start: int = 0, stop: int | None = None) -> Columns:
+        """The same as columns."""
+        cut = slice(start, stop)
+        headers = self.headers if self.headers is not None else ((),) * len(self.offsets)
+        return Columns(
+            topic, partition, self.offsets[cut], self.timestamps[cut], self.keys[cut], self.values[cut], headers[cut]
+        )
 
 
 def decode(header: BatchHeader, payload: bytes | memoryview) -> Batch:
@@ -129,8 +142,9 @@ def decode(header: BatchHeader, payload: bytes | memoryview) -> Batch:
     try:
         if header.compression:
             payload = codec_by_id(header.compression).decompress(payload, header.content_bytes)
-        columns = _decode(payload)
-        return _expand(header, columns)
+        if len(payload) != header.content_bytes:
+            raise BadBatch(f"{len(payload)} bytes of columns, {header.content_bytes} expected")
+        return _expand(header, _decode(payload))
     except (msgspec.DecodeError, ValueError, OverflowError) as error:
         raise BadBatch(f"a batch whose payload makes no sense: {error}") from error
 
@@ -140,6 +154,8 @@ def _expand(header: BatchHeader, columns: _Payload) -> Batch:
     offsets: Sequence[int] = range(base, base + count)
     if header.flags & FLAG_COMPACTED:
         offsets = _offsets(header, columns.offsets)
+    elif columns.offsets is not None or columns.horizon is not None:
+        raise BadBatch("columns that only a compacted batch has")
     headers = columns.headers
     return Batch(
         header,
@@ -164,6 +180,9 @@ def _fill(column: list[Any] | None, count: int, what: str) -> list[Any]:
 
 def _timestamps(header: BatchHeader, column: Timestamps) -> list[int]:
     base, count = header.base_timestamp, header.count
+    greatest = max(column.values() if isinstance(column, dict) else column or (), default=0)
+    if base + greatest > header.max_timestamp:
+        raise BadBatch(f"timestamps up to {base + greatest} in a batch that ends at {header.max_timestamp}")
     if column is None:
         return [base] * count
     if isinstance(column, list):
@@ -183,6 +202,6 @@ def _offsets(header: BatchHeader, column: list[int] | None) -> list[int]:
     if column is None or len(column) != header.count:
         raise BadBatch("a compacted batch without its offsets")
     rising = all(map(int.__lt__, column, column[1:]))
-    if not rising or column[0] < 0 or column[-1] > header.last_delta:
+    if not rising or column[-1] > header.last_delta:
         raise BadBatch("offsets that do not rise within their batch")
     return [header.base_offset + difference for difference in column]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import Final
 
 from streamlite.errors import ConfigError
 
@@ -45,6 +45,8 @@ class Clock:
 class SystemClock(Clock):
     """The machine's clocks."""
 
+    # "may return early" is what lets an endless or absurd timeout be a long one: the system refuses to wait 300 years.
+
     def time_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
@@ -52,16 +54,19 @@ class SystemClock(Clock):
         return time.monotonic()
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> bool:
-        return condition.wait(timeout)
+        return condition.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+
+_NEEDED: Final = ("time_ms", "monotonic", "wait")
+_OPTIONAL: Final = ("worker_started", "worker_stopped", "worker_woken")
 
 
 class _Wrapped(Clock):
-    """A user's clock with the three methods that the contract names."""
+    """A user's clock: the three methods that the contract names, and the others where it has them."""
 
-    def __init__(self, clock: Any) -> None:
-        self.time_ms = clock.time_ms  # type: ignore[method-assign]
-        self.monotonic = clock.monotonic  # type: ignore[method-assign]
-        self.wait = clock.wait  # type: ignore[method-assign]
+    def __init__(self, clock: object) -> None:
+        for name in (*_NEEDED, *(name for name in _OPTIONAL if callable(getattr(clock, name, None)))):
+            setattr(self, name, getattr(clock, name))
 
 
 def as_clock(clock: object | None) -> Clock:
@@ -70,7 +75,9 @@ def as_clock(clock: object | None) -> Clock:
         return SystemClock()
     if isinstance(clock, Clock):
         return clock
-    missing = [name for name in ("time_ms", "monotonic", "wait") if not callable(getattr(clock, name, None))]
+    missing = [name for name in _NEEDED if not callable(getattr(clock, name, None))]
     if missing:
-        raise ConfigError(f"clock must have time_ms(), monotonic() and wait(); {clock!r:.60} lacks {', '.join(missing)}")
+        raise ConfigError(
+            f"clock must have time_ms(), monotonic() and wait(); {clock!r:.60} lacks {', '.join(missing)}"
+        )
     return _Wrapped(clock)

@@ -18,14 +18,24 @@ from streamlite.errors import ConfigError, InvalidNameError
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 INTERNAL_PREFIX: Final = "__"
 PARTITIONS_MAX: Final = 100_000
+INT_MAX: Final = (1 << 63) - 1
+"""Of any number without a bound of its own: what a counter, a file position or another language can hold."""
 MESSAGE_BYTES_LIMIT: Final = 1 << 30
 """No topic may allow more: a batch's length is an unsigned 32-bit field, and headers add to a message."""
+
+
+def _shown(value: object) -> str:
+    """The beginning of `value`, for a message. Python writes out no int of 5,000 digits, and any `repr` may fail."""
+    try:
+        return f"{value!r:.60}"
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, the message is about something else
+        return f"one of type {type(value).__name__} that cannot be shown"
 
 
 def check_name(name: object, what: str) -> str:
     """`name` when it may name a topic, group, producer or member; else `InvalidNameError` saying what is wrong."""
     if not isinstance(name, str):
-        raise InvalidNameError(f"a {what} name is a str; found {type(name).__name__} ({name!r:.60})")
+        raise InvalidNameError(f"a {what} name is a str; found {type(name).__name__} ({_shown(name)})")
     if not NAME.fullmatch(name) or name in (".", ".."):
         raise InvalidNameError(
             f"{what} name {name[:60]!r} is not valid: use 1 to 249 of A-Z a-z 0-9 . _ - (and neither '.' nor '..')"
@@ -35,13 +45,13 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-def check_int(what: str, value: object, least: int, most: int | None = None) -> int:
+def check_int(what: str, value: object, least: int, most: int = INT_MAX) -> int:
     """`value` when it is an int within bounds, else `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{what} must be an int; found {type(value).__name__} ({value!r:.60})")
-    if value < least or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ConfigError(f"{what} must be {bounds}; found {value}")
+        raise ConfigError(f"{what} must be an int; found {type(value).__name__} ({_shown(value)})")
+    if not least <= value <= most:
+        bounds = f"at least {least}" if most == INT_MAX and value < least else f"from {least} to {most}"
+        raise ConfigError(f"{what} must be {bounds}; found {_shown(value)}")
     return value
 
 
@@ -50,22 +60,22 @@ def check_seconds(what: str, value: object, *, optional: bool = False) -> float 
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ConfigError(f"{what} must be a number of seconds, at least 0; found {value!r:.60}")
-    return float(value)
+        raise ConfigError(f"{what} must be a number of seconds, at least 0; found {_shown(value)}")
+    return float(min(value, INT_MAX)) if isinstance(value, int) else value
 
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> str:
     """`value` when it is one of `choices`, else `ConfigError` naming them."""
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{what} must be one of {', '.join(map(repr, known))}; found {value!r:.60}")
+        raise ConfigError(f"{what} must be one of {', '.join(map(repr, known))}; found {_shown(value)}")
     return value
 
 
 def check_bool(what: str, value: object) -> bool:
     """`value` when it is a bool, else `ConfigError`."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{what} must be True or False; found {value!r:.60}")
+        raise ConfigError(f"{what} must be True or False; found {_shown(value)}")
     return value
 
 
@@ -169,9 +179,9 @@ def producer_options(options: Mapping[str, Any]) -> ProducerOptions:
     """Checked producer options; `ConfigError` for an unknown or unusable one."""
     _refuse_unknown("producer", options, PRODUCER_OPTIONS)
     found = ProducerOptions(**options)
-    linger = found.linger_ms
+    linger: object = found.linger_ms
     if isinstance(linger, bool) or not isinstance(linger, (int, float)) or not 0 <= linger <= 60_000:
-        raise ConfigError(f"linger_ms must be a number from 0 to 60000; found {linger!r:.60}")
+        raise ConfigError(f"linger_ms must be a number from 0 to 60000; found {_shown(linger)}")
     check_int("batch_bytes", found.batch_bytes, 1, 1 << 30)
     check_int("buffer_bytes", found.buffer_bytes, 1)
     check_seconds("max_block", found.max_block)
@@ -189,7 +199,7 @@ def consumer_options(options: Mapping[str, Any]) -> ConsumerOptions:
     check_int("auto_commit_interval_ms", found.auto_commit_interval_ms, 0)
     if not isinstance(found.start, datetime):
         check_choice("start", found.start, ("earliest", "latest"))
-    elif found.start.tzinfo is None:
+    elif found.start.utcoffset() is None:
         raise ConfigError("start must be 'earliest', 'latest' or an aware datetime; found one without a time zone")
     check_choice("out_of_range", found.out_of_range, ("raise", "earliest", "latest"))
     check_choice("isolation", found.isolation, ("read_committed",))
@@ -212,4 +222,4 @@ def _refuse_unknown(what: str, options: Mapping[str, Any], known: Mapping[str, A
 
 def _check_callback(name: str, value: object) -> None:
     if value is not None and not callable(value):
-        raise ConfigError(f"{name} must be callable; found {value!r:.60}")
+        raise ConfigError(f"{name} must be callable; found {_shown(value)}")

@@ -157,6 +157,19 @@ class Counters:
         self._map_to(block)
         return self._blocks[block][0]
 
+    slots_a_block: Final = SLOTS
+
+    def blocks_on_file(self) -> int:
+        """How many blocks there are, mapped by this bus or not."""
+        return max(0, self._files.open(PATH).size() - PAGE) // BLOCK_BYTES
+
+    def occupied(self, block: int) -> list[Slot]:
+        """The slots of a block that belong to a partition."""
+        self._map_to(block)
+        details = self._blocks[block][2]
+        incarnations = details[INCARNATION::_DETAILS].tolist()
+        return [self.slot(block * SLOTS + at) for at, found in enumerate(incarnations[:SLOTS]) if found]
+
     def free_slots(self, count: int) -> list[int]:
         """The lowest `count` slots that no partition has had since the bus was first opened; under the bus's lock."""
         found: list[int] = []

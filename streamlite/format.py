@@ -40,7 +40,10 @@ PAYLOAD_BYTES_MAX: Final = (1 << 31) - 1
 """A declared length above this is not believed, whatever the checksum says: nothing is allocated for it."""
 
 BATCH_COUNT_MAX: Final = 1 << 17
-"""Messages in one batch: a constant column takes no room on disk, so the count alone must bound what a reader builds."""
+"""Messages in a batch: a constant column takes no room on disk, so the count alone must bound what a reader builds."""
+
+OFFSET_MAX: Final = 1 << 62
+"""No log gets there: an offset or position above it is damage, and would not fit a counter or a call to read a file."""
 
 # magic, version, encoding, compression, flags, length, content bytes, count, last offset delta,
 # base offset, base timestamp, max timestamp, synced_upto, epoch, producer epoch,
@@ -52,7 +55,7 @@ assert HEADER_BYTES == 128, HEADER_BYTES
 
 
 class BatchHeader(NamedTuple):
-    """What stands before a payload. Offsets count messages, positions count bytes, timestamps are ms since the epoch."""
+    """What stands before a payload. Offsets count messages, positions bytes, timestamps are ms since the epoch."""
 
     encoding: int
     compression: int
@@ -60,7 +63,7 @@ class BatchHeader(NamedTuple):
     length: int
     content_bytes: int
     """Length of the payload when decompressed; equals `length` without compression."""
-    count: int
+    count: int  # type: ignore[assignment]  # hides a method of tuples that a header has no use for
     last_delta: int
     base_offset: int
     base_timestamp: int
@@ -118,8 +121,14 @@ def unpack_header(data: bytes | memoryview, at: int = 0) -> BatchHeader:
     header = BatchHeader(*fields)
     if header.length > PAYLOAD_BYTES_MAX or header.content_bytes > PAYLOAD_BYTES_MAX:
         raise BadBatch("a batch header with an impossible length")
+    if header.content_bytes != header.length and not header.compression:
+        raise BadBatch("a batch header with two lengths for one payload")
     if not 0 < header.count <= BATCH_COUNT_MAX or header.last_delta + 1 < header.count:
         raise BadBatch("a batch header with an impossible count")
+    if header.last_delta + 1 != header.count and not header.flags & FLAG_COMPACTED:
+        raise BadBatch("a batch header with gaps that only compaction makes")
+    if header.base_offset + header.last_delta >= OFFSET_MAX:
+        raise BadBatch("a batch header with an impossible offset")
     return header
 
 
@@ -146,7 +155,7 @@ def checksum(data: bytes | memoryview) -> int:
 _ENTRY_BODY: Final = struct.Struct("<QQq")
 INDEX_ENTRY_BYTES: Final = _ENTRY_BODY.size + _CHECK.size
 INDEX_INTERVAL_BYTES: Final = 64 << 10
-"""A seek reads at most about this much past an entry; LevelDB and Kafka (4 KiB) index denser, our batches are larger."""
+"""A seek reads about this much past an entry at most; LevelDB and Kafka (4 KiB) index denser, with smaller batches."""
 
 
 class IndexEntry(NamedTuple):
@@ -155,6 +164,10 @@ class IndexEntry(NamedTuple):
     offset: int
     position: int
     max_timestamp: int
+
+    def follows(self, last: IndexEntry) -> bool:
+        """Whether this one may stand after `last`."""
+        return self.offset > last.offset and self.position > last.position and self.max_timestamp >= last.max_timestamp
 
 
 def pack_entry(entry: IndexEntry) -> bytes:
@@ -166,13 +179,13 @@ def pack_entry(entry: IndexEntry) -> bytes:
 def unpack_entries(data: bytes) -> list[IndexEntry]:
     """The leading entries of an index file that are whole and rising; what follows a bad one is not trusted."""
     entries: list[IndexEntry] = []
-    last = (-1, -1, -(1 << 63))
+    last = IndexEntry(-1, -1, -(1 << 63))
     for at in range(0, len(data) - INDEX_ENTRY_BYTES + 1, INDEX_ENTRY_BYTES):
         body = data[at : at + _ENTRY_BODY.size]
         if xxhash.xxh3_64_intdigest(body) != _CHECK.unpack_from(data, at + _ENTRY_BODY.size)[0]:
             break
         entry = IndexEntry(*_ENTRY_BODY.unpack(body))
-        if entry.offset <= last[0] or entry.position <= last[1] or entry.max_timestamp < last[2]:
+        if not entry.follows(last) or max(entry.offset, entry.position) > OFFSET_MAX:
             break
         entries.append(entry)
         last = entry
@@ -194,6 +207,8 @@ def parse_segment_name(stem: str) -> tuple[int, int, int] | None:
     if len(base) != 20 or not all(part.isdecimal() and part.isascii() for part in digits):
         return None
     parsed = (int(base), int(digits[1]), int(digits[2]))
+    if max(parsed) > OFFSET_MAX or (parsed[2] and parsed[1] <= parsed[0]):
+        return None
     return parsed if segment_name(*parsed) == stem else None
 
 

@@ -2,8 +2,8 @@
 
 A handle is known by its path *and* the incarnation of the topic it belongs to: after a topic was deleted and created
 anew under its name, the old files' descriptors must never be taken for the new ones'. The cache only drops its own
-reference; a descriptor closes when the last call that uses it has returned, so that no call reads from a number that the
-system has given to another file.
+reference; a descriptor closes when the last call that uses it has returned, so that no call reads from a number that
+the system has given to another file.
 """
 
 from __future__ import annotations

@@ -8,13 +8,12 @@ one of the higher generation counts, and the other is superseded, to be removed 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from sortedcontainers import SortedDict
 
 from streamlite.files import Files, MissingFile
 from streamlite.handles import Handles
-from streamlite.segment import NEVER_MS, Found, Segment, walk
+from streamlite.segment import NEVER_MS, Segment, walk
 
 __all__ = ["Log"]
 
@@ -54,6 +53,22 @@ class Log:
             self._segments = fresh
             self._seen = changes
 
+    def refreshed(self, changes: int) -> SortedDict[int, Segment]:
+        """As `segments`, but listed anew: for whoever repairs, under the partition's lock."""
+        self.refresh(changes)
+        return self._segments
+
+    def tidy(self) -> None:
+        """Remove what a stop left half-made: unfinished copies, indexes without a log; under the partition's lock."""
+        try:
+            names = set(self._files.list(self.directory))
+        except MissingFile:
+            return
+        for name in names:
+            stem, _, suffix = name.rpartition(".")
+            if suffix == "new" or (suffix == "index" and f"{stem}.log" not in names):
+                self._files.remove(f"{self.directory}/{name}")
+
     def _parse(self, name: str) -> Segment | None:
         return Segment.parse(self._handles, self._incarnation, self.directory, name)
 
@@ -86,31 +101,6 @@ class Log:
         segments = self.segments(changes)
         at = segments.bisect_right(segment.base)
         return segments.peekitem(at)[1] if at < len(segments) else None
-
-    def find(self, offset: int, changes: int, limit_of: Callable[[Segment], int]) -> tuple[Segment, Found] | None:
-        """The first batch that holds `offset` or later ones; `limit_of` gives the size that may be looked at."""
-        segment = self.holding(offset, changes)
-        while segment is not None:
-            found = segment.find(offset, limit_of(segment))
-            if found is not None:
-                return segment, found
-            segment = self.after(segment, changes)
-        return None
-
-    def find_time(self, timestamp_ms: int, changes: int, limit_of: Callable[[Segment], int]) -> tuple[Segment, Found] | None:
-        """The first batch with a message of that time or later."""
-        segments = self.segments(changes)
-        last = segments.peekitem(-1)[1] if segments else None
-        for segment in segments.values():
-            # A sealed segment's last entry stands for its end; where that was lost, its batches are looked at.
-            entry = segment.last_entry() if segment is not last else None
-            limit = limit_of(segment)
-            if entry is not None and entry.position == limit and entry.max_timestamp < timestamp_ms:
-                continue
-            found = segment.find_time(timestamp_ms, limit)
-            if found is not None:
-                return segment, found
-        return None
 
 
 def current_segments(found: list[Segment]) -> tuple[list[Segment], list[Segment]]:

@@ -1,19 +1,22 @@
-"""What an active segment holds after a stop that was not clean: whole batches, then perhaps a torn tail.
+"""What a log holds after a stop that was not clean: whole batches, then perhaps a torn tail.
 
-Two questions with one walk. After a machine crash (`recover`) nothing about the file is known: every batch is read and
-its checksum holds, or the rest is either a torn tail, to be cut, or damage, to be reported. The difference is the
-synced offset: what was on the device cannot be torn. It is the greatest that any later whole batch recorded, so a bad
-batch is followed by a search for later ones before anything is called a tail.
+Two questions, one walk. After the machine stopped, or when nobody knows (`recover`), nothing about the newest segments
+is taken for granted: from the newest segment that begins at or before the synced offset, every batch is read, its
+checksum holds and it continues the one before, across segments too; what does not is either a torn tail, to be cut, or
+damage, to be reported. The difference is the synced offset: what was on the device cannot be torn. It is the greatest
+that any later whole batch recorded, so a bad batch is followed by a search for later ones before anything is called a
+tail. Older segments were synced before, so the time this takes depends on what was not synced, not on the log.
 
-After a process died in an append (`resolve`) the file is whole up to the published end, and only what lies beyond is
+After a process died in an append (`resolve`) everything below the published end is whole, and only what lies beyond is
 looked at: whole batches of no transaction were written completely and count as sent; the rest is cut.
 
-Pure over one file: it decides, its caller (the partition, under its lock) cuts and publishes.
+These functions decide; the partition, which holds its lock, cuts and publishes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 from streamlite.errors import CorruptionError
 from streamlite.files import File
@@ -27,103 +30,152 @@ from streamlite.format import (
     unpack_header,
     verify,
 )
-from streamlite.segment import Found, IndexBuilder, walk_verified
+from streamlite.segment import NEVER_MS, Found, IndexBuilder, Segment, walk_verified
 
-__all__ = ["Tail", "recover", "resolve"]
+__all__ = ["Recovered", "Tail", "recover", "resolve"]
 
 _SEARCH_BYTES = 1 << 20
 
 
 class Tail(NamedTuple):
-    """Where a segment ends when all that counts is counted.
+    """Where one segment ends when all that counts is counted.
 
-    `next_offset` and `position` of the end, how many bytes beyond it are to be cut, the greatest synced offset and epoch
-    that any batch recorded, the greatest timestamp, and the index of what was walked.
+    `next_offset` and `position` of the end, how many bytes beyond it are to be cut, the greatest synced offset that any
+    batch recorded, the greatest timestamp, the time of the first batch, and the index of what was walked.
     """
 
     next_offset: int
     position: int
     cut: int
     synced_upto: int
-    epoch: int
     max_timestamp: int
+    first_timestamp: int
     indexed: int
     entries: list[IndexEntry]
 
 
-def recover(file: File, base: int, synced: int = 0) -> Tail:
-    """The whole of a segment that begins at offset `base`, checked batch by batch, as after a machine crash.
+class Recovered(NamedTuple):
+    """A log's newest segment and its end, the segments after it that must go, and the synced offset."""
+
+    active: Segment
+    tail: Tail
+    lost: list[Segment]
+    synced: int
+
+
+def recover(segments: Sequence[Segment], synced: int = 0) -> Recovered:
+    """What the log of these segments (rising, at least one) holds.
 
     `synced`: an offset known to be safe from elsewhere. Raises `CorruptionError` where what is not whole was safe.
     """
+    tails: dict[int, Tail] = {}
+    for at in range(len(segments) - 1, -1, -1):
+        tails[at] = tail = _tail(segments[at])
+        synced = max(synced, tail.synced_upto)
+        if tail.cut:
+            file = segments[at].file()
+            synced = max(synced, _recorded(file, tail.position + 1, file.size()))
+        if segments[at].base <= synced:
+            break
+    # From here on the chain of segments must hold; what comes after its first gap cannot follow what came before.
+    for at in range(at, len(segments) - 1):
+        if tails[at].cut or segments[at + 1].base != tails[at].next_offset:
+            return _ended(segments[at], tails[at], segments[at + 1 :], synced)
+    return _ended(segments[-1], tails[len(segments) - 1], [], synced)
+
+
+def _tail(segment: Segment) -> Tail:
+    file = segment.file()
+    if segment.generation:
+        # Compaction synced it before it took its name: all of it is whole, and its name says where it ends.
+        return _walk(file, segment.base, 0, file.size(), IndexBuilder())._replace(next_offset=segment.next, cut=0)
+    return _walk(file, segment.base, 0, file.size(), IndexBuilder())
+
+
+def _ended(active: Segment, tail: Tail, lost: Sequence[Segment], synced: int) -> Recovered:
+    if synced > tail.next_offset:
+        _refuse(active.file(), tail.position, tail.next_offset, synced)
+    return Recovered(active, tail, list(lost), synced)
+
+
+def _refuse(file: File, position: int, offset: int, synced: int) -> NoReturn:
+    raise CorruptionError(
+        f"{file.path} is damaged at position {position}: offsets {offset} to {synced - 1} were safely stored and "
+        "cannot be read; nothing was changed: restore the file from a copy",
+        file=file.path,
+        position=position,
+    )
+
+
+def resolve(segment: Segment, end: int) -> Tail:
+    """What lies beyond the published end `end` in the newest segment, which begins at or before it."""
+    file = segment.file()
     size = file.size()
-    tail = _walk(file, base, 0, size, IndexBuilder())
-    safe = max(synced, tail.synced_upto)
-    if tail.cut:
-        safe = max(safe, _recorded_later(file, tail.position + 1, size))
-    if safe > tail.next_offset:
-        raise CorruptionError(
-            f"{file.path} is damaged at position {tail.position}: offset {tail.next_offset} and up to {safe} were "
-            "safely stored and cannot be read; nothing was changed: restore the file from a copy",
-            file=file.path,
-            position=tail.position,
-        )
-    return tail._replace(synced_upto=safe)
-
-
-def resolve(file: File, start: IndexEntry, next_offset: int, position: int) -> Tail:
-    """What lies beyond the published end, which is `next_offset` at `position`; `start` is an index entry before it."""
+    start = segment.floor(end)
     builder = IndexBuilder()
     builder.max_timestamp, builder.indexed = start.max_timestamp, start.position
-    for found in walk_verified(file, start.position, position):
+    next_offset, position = max(start.offset, segment.base), start.position
+    for found in walk_verified(file, start.position, size):
+        if found.header.next_offset > end:
+            break
         builder.add(found)
-    return _walk(file, next_offset, position, file.size(), builder)
+        next_offset, position = found.header.next_offset, found.position + found.header.total_bytes
+    if next_offset < end:
+        _refuse(file, position, next_offset, end)
+    return _walk(file, end, position, size, builder)
 
 
 def _walk(file: File, next_offset: int, position: int, size: int, builder: IndexBuilder) -> Tail:
-    synced = epoch = 0
+    synced, first = 0, NEVER_MS
     for found in walk_verified(file, position, size):
-        if not _continues(found, next_offset):
+        if not _continues(found.header, next_offset):
             break
         builder.add(found)
         next_offset = found.header.next_offset
         position = found.position + found.header.total_bytes
         synced = max(synced, found.header.synced_upto)
-        epoch = max(epoch, found.header.epoch)
+        first = found.header.base_timestamp if first == NEVER_MS else first
     cut = size - position
-    return Tail(next_offset, position, cut, synced, epoch, builder.max_timestamp, builder.indexed, builder.entries)
+    return Tail(next_offset, position, cut, synced, builder.max_timestamp, first, builder.indexed, builder.entries)
 
 
-def _continues(found: Found, next_offset: int) -> bool:
+def _continues(header: BatchHeader, next_offset: int) -> bool:
     """Whether a batch counts where `next_offset` was expected; one of a transaction counts only with its record."""
-    header = found.header
     return header.base_offset >= next_offset and not header.flags & FLAG_TRANSACTION
 
 
-def _recorded_later(file: File, position: int, size: int) -> int:
-    """The greatest synced offset that any whole batch from `position` on records; searches for where one begins."""
+def _recorded(file: File, position: int, size: int) -> int:
+    """The greatest synced offset that any whole batch from `position` on records, damage between them or not."""
     greatest = 0
-    while position + HEADER_BYTES <= size:
-        chunk = file.read(_SEARCH_BYTES, position)
-        at = chunk.find(MAGIC)
-        if at < 0:
-            position += max(1, len(chunk) - len(MAGIC) + 1)
-            continue
-        header = _whole_batch(file, position + at, size)
-        if header is None:
-            position += at + 1
-        else:
-            greatest = max(greatest, header.synced_upto)
-            position += at + header.total_bytes
+    position = _next_batch(file, position, size)
+    while position < size:
+        for found in walk_verified(file, position, size):
+            greatest = max(greatest, found.header.synced_upto)
+            position = found.position + found.header.total_bytes
+        position = _next_batch(file, position + 1, size)
     return greatest
 
 
-def _whole_batch(file: File, position: int, size: int) -> BatchHeader | None:
+def _next_batch(file: File, position: int, size: int) -> int:
+    """Where the next whole batch begins, at or after `position`; `size` when there is none."""
+    while position + HEADER_BYTES <= size:
+        chunk = file.read(min(_SEARCH_BYTES, size - position), position)
+        at = chunk.find(MAGIC)
+        if at < 0:
+            position += max(1, len(chunk) - len(MAGIC) + 1)
+        elif _is_whole(file, position + at, size):
+            return position + at
+        else:
+            position += at + 1
+    return size
+
+
+def _is_whole(file: File, position: int, size: int) -> bool:
     try:
         header = unpack_header(file.read(HEADER_BYTES, position))
         if position + header.total_bytes > size:
-            return None
+            return False
         verify(header, file.read(header.total_bytes, position))
     except BadBatch:
-        return None
-    return header
+        return False
+    return True

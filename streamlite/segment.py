@@ -39,6 +39,7 @@ NEVER_MS = -(1 << 63)
 """Earlier than every timestamp."""
 
 _WALK_BYTES = 64 << 10
+_WALK_VERIFIED_BYTES = 1 << 20
 
 
 class Found(NamedTuple):
@@ -65,11 +66,21 @@ def walk(file: File, position: int, limit: int) -> Iterator[Found]:
 
 
 def walk_verified(file: File, position: int, limit: int) -> Iterator[Found]:
-    """As `walk`, but each batch is read whole and its checksum holds."""
+    """As `walk`, but every batch is read whole and its checksum holds."""
+    chunk, at = b"", position
     while position < limit:
         try:
-            header = unpack_header(file.read(HEADER_BYTES, position))
-            verify(header, file.read(min(header.total_bytes, limit - position), position))
+            header = unpack_header(chunk, position - at)
+            if position + header.total_bytes > limit:
+                return
+            verify(header, chunk, position - at)
+        except ShortBatch as short:
+            if at + len(chunk) >= min(limit, position + short.needed):
+                return  # the file is shorter than it should be
+            chunk, at = file.read(min(max(_WALK_VERIFIED_BYTES, short.needed), limit - position), position), position
+            if len(chunk) < short.needed:
+                return
+            continue
         except BadBatch:
             return
         yield Found(header, position)
@@ -199,20 +210,6 @@ class Segment:
                 break
             at -= 1
         return IndexEntry(self.base, 0, NEVER_MS)
-
-    def find(self, offset: int, limit: int) -> Found | None:
-        """The first batch that holds `offset` or later ones, looking no further than position `limit`."""
-        for found in walk(self.file(), self.floor(offset).position, limit):
-            if found.header.next_offset > offset:
-                return found
-        return None
-
-    def find_time(self, timestamp_ms: int, limit: int) -> Found | None:
-        """The first batch with a message of that time or later, looking no further than position `limit`."""
-        for found in walk(self.file(), self.floor_time(timestamp_ms).position, limit):
-            if found.header.max_timestamp >= timestamp_ms:
-                return found
-        return None
 
 
 class IndexBuilder:

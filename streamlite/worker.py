@@ -1,9 +1,11 @@
 """A background thread that does one thing when it is due.
 
 `step` does what is due and says in how many seconds it wants to be called again, or `None`: when woken. Whoever adds
-work looks at `idle` and wakes the worker only then, so that a burst costs no notification a message. No wake-up is lost:
-before a wait without a deadline the worker sets `idle` and calls `step` once more, so either that call sees the work, or
-who added it sees `idle`.
+work looks at `idle` and wakes the worker only then, so that a burst costs no notification a message. No wake-up is
+lost: before a wait without a deadline the worker sets `idle` and calls `step` once more, so either that call sees the
+work, or who added it sees `idle`. While it waits with a deadline it is not idle: what is added then is for that time.
+
+`wake` and `stop` take a mutex, so finalizers and signal handlers call neither: their own thread may be inside.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Callable
 
 from streamlite.clock import Clock
+from streamlite.errors import StorageError
 
 __all__ = ["Worker"]
 
@@ -29,33 +32,53 @@ class Worker:
         self._name = f"streamlite-{name}"
         self._step = step
         self._clock = clock
-        self._condition = threading.Condition(threading.Lock())
+        self._condition = threading.Condition(threading.Lock())  # guards all below, and notifies the thread
         self._woken = False
         self._stopping = False
         self._thread: threading.Thread | None = None
 
+    def __repr__(self) -> str:
+        if self._stopping:
+            return f"<Worker {self._name}: stopped>"
+        return f"<Worker {self._name}: {'not started' if self._thread is None else 'idle' if self.idle else 'busy'}>"
+
     def wake(self) -> None:
-        """Have `step` called soon; starts the thread when there is none yet. Nothing after `stop`."""
+        """Have `step` called soon; starts the thread when there is none yet. Nothing after `stop`.
+
+        `StorageError` where the system has no thread to give; the next call tries again.
+        """
         with self._condition:
             if self._stopping:
                 return
-            self._woken = True
-            self.idle = False
             self._clock.worker_woken(self)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                self._thread = self._started()
+            self._woken = True
+            self.idle = False
             self._condition.notify_all()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._clock.worker_stopped(self)  # or a virtual clock would wait for it for ever
+            raise StorageError(
+                f"cannot start the thread {self._name}: {error}; nothing was lost: end other threads, and try again"
+            ) from error
+        return thread
 
     def stop(self, timeout: float | None = None) -> None:
         """Ask the thread to end after the step it is in, and wait for that; not when called from itself."""
         with self._condition:
-            self._stopping = True
-            self._clock.worker_woken(self)
-            self._condition.notify_all()
             thread = self._thread
+            if thread is not None and not self._stopping:
+                # Before `_stopping` is set: a clock that heard of it after the thread said goodbye would wait for ever.
+                self._clock.worker_woken(self)
+            self._stopping = True
+            self._condition.notify_all()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+            thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     def _run(self) -> None:
         self._clock.worker_started(self)
@@ -72,7 +95,7 @@ class Worker:
     def _call(self) -> float | None:
         try:
             return self._step()
-        except Exception:
+        except BaseException:  # a callback's sys.exit() must not end what everybody waits for either
             logger.exception("%s failed; it goes on in %s s", self._name, _AFTER_ERROR_S)
             return _AFTER_ERROR_S
 

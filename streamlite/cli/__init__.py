@@ -7,6 +7,7 @@ streamlite never pays for them. An error of streamlite or of the operating syste
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import NoReturn
 
@@ -24,6 +25,9 @@ def main() -> None:
         _fail(f'the command needs {error.name}, which is not installed: pip install "streamlite[cli]"')
     from streamlite.cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a key may hold what the terminal's encoding cannot say
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="streamlite")
     except (StreamliteError, OSError) as error:

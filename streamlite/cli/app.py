@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich import box
@@ -18,13 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 import streamlite
-from streamlite import Message, Topic
+from streamlite import GroupDescription, Message, Topic
 from streamlite.cli import demo as demo_run
 from streamlite.cli.flights import read_flights
 from streamlite.cli.show import Screen, show_figures
-from streamlite.errors import ConfigError
+from streamlite.config import TOPIC_SETTINGS
+from streamlite.errors import ConfigError, UnknownTopicError
 
 __all__ = ["app"]
+
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
+MILLISECOND: Final = timedelta(milliseconds=1)
+UNFOLDED: Final = 10_000
+"""Columns of a table that nobody looks at in a terminal: a line of it stays a line for `grep` and `cut`."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -65,16 +72,27 @@ def demo(
 @app.command()
 def topics(directory: Directory) -> None:
     """List the topics of a bus: partitions, messages, and the settings that are not the default."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("topic", overflow="fold")
-    table.add_column("partitions", justify="right")
-    table.add_column("messages", justify="right")
-    table.add_column("settings", overflow="fold")
+    table = _table("topic", "partitions>", "messages>", "settings")
     with streamlite.open(directory, read_only=True) as bus:
         for name in bus.topics():
-            topic = bus.topic(name)
-            table.add_row(name, f"{topic.partitions:,}", _messages(topic), _settings(topic))
-    Console(highlight=False).print(table)
+            with suppress(UnknownTopicError):  # deleted since it was listed
+                topic = bus.topic(name)
+                table.add_row(name, f"{topic.partitions:,}", _messages(topic), _settings(topic))
+    _print(table)
+
+
+@app.command()
+def groups(
+    directory: Directory,
+    group: Annotated[str | None, typer.Argument(help="Only this group.", show_default=False)] = None,
+) -> None:
+    """List the consumer groups of a bus: live members, and for each partition the committed offset and the lag."""
+    table = _table("group", "members>", "topic", "partition>", "committed>", "lag>")
+    with streamlite.open(directory, read_only=True) as bus:
+        for name in bus.groups() if group is None else [group]:
+            for row in _group_rows(bus.group(name)):
+                table.add_row(*row)
+    _print(table)
 
 
 @app.command()
@@ -83,16 +101,24 @@ def read(
     topic: Annotated[str, typer.Argument(help="Name of the topic.", show_default=False)],
     partition: Annotated[int | None, typer.Option(help="Only this partition.", show_default=False)] = None,
     start: Annotated[int | None, typer.Option(help="First offset; needs --partition.", show_default=False)] = None,
+    stop: Annotated[
+        int | None, typer.Option(help="End before this offset; needs --partition.", show_default=False)
+    ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="Only messages of this time or later (ISO 8601, UTC unless it says otherwise).", show_default=False),
+        typer.Option(
+            help="Only messages of this time or later (ISO 8601, UTC unless it says otherwise).", show_default=False
+        ),
     ] = None,
+    until: Annotated[str | None, typer.Option(help="Only messages before this time.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many messages.", min=0, show_default=False)] = None,
 ) -> None:
-    """Print what is in a topic now: partition, offset, time, key and value, separated by tabs; (none) where there is none."""
-    since_ms = None if since is None else _moment_ms(since)
+    """Print what a topic holds now: partition, offset, time, key and value, tabs between; (none) where none is."""
+    since_ms, until_ms = _moment_ms("--since", since), _moment_ms("--until", until)
     with streamlite.open(directory, read_only=True) as bus:
-        messages = bus.topic(topic).read(partition=partition, start=start, since_ms=since_ms)
+        messages = bus.topic(topic).read(
+            partition=partition, start=start, stop=stop, since_ms=since_ms, until_ms=until_ms
+        )
         for message in itertools.islice(messages, limit):
             print(_line(message))
 
@@ -127,22 +153,63 @@ def _messages(topic: Topic) -> str:
 
 
 def _settings(topic: Topic) -> str:
-    return ""
+    """Those that are not the default, separated by spaces, since a value may hold a comma."""
+    changed = (name for name, value in topic.settings.items() if value != TOPIC_SETTINGS.get(name, value))
+    return " ".join(f"{name}={topic.settings[name]}" for name in sorted(changed))
 
 
-def _moment_ms(text: str) -> int:
+def _group_rows(group: GroupDescription) -> Iterator[tuple[str, ...]]:
+    """One row a partition that the group has a commit or a lag in, else one that names the group."""
+    members = f"{len(group.members):,}"
+    places = sorted({*group.committed, *group.lag})
+    if not places:
+        yield group.name, members, "", "", "", ""
+    for tp in places:
+        committed, lag = group.committed.get(tp), group.lag.get(tp)
+        yield group.name, members, tp.topic, f"{tp.partition}", _count(committed), _count(lag)
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _table(*columns: str) -> Table:
+    """An empty table; a column whose name ends in `>` holds numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() else UNFOLDED
+    Console(highlight=False, width=width).print(table)
+
+
+def _moment_ms(option: str, text: str | None) -> int | None:
+    """The first whole millisecond that is not before the moment: messages have no finer time."""
+    if text is None:
+        return None
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(f"--since takes a time such as 2013-01-16T08:00; found {text!r} ({error})") from None
+        raise ConfigError(f"{option} takes a time such as 2013-01-16T08:00; found {text!r} ({error})") from None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return int(moment.timestamp() * 1000)
+        moment = moment.replace(tzinfo=UTC)
+    return -((EPOCH - moment) // MILLISECOND)
 
 
 def _line(message: Message) -> str:
-    time = datetime.fromtimestamp(message.timestamp / 1000, timezone.utc).isoformat(timespec="milliseconds")
+    time = _time(message.timestamp)
     return f"{message.partition}\t{message.offset}\t{time}\t{_text(message.key)}\t{_text(message.value)}"
+
+
+def _time(timestamp: int) -> str:
+    """In ISO 8601, or as the number it is where the calendar ends: a sender may choose any."""
+    try:
+        return (EPOCH + timestamp * MILLISECOND).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return f"{timestamp} ms"
 
 
 def _text(data: bytes | None) -> str:

@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Final
 
 import streamlite
-from streamlite import Bus, Consumer, Message, Topic
+from streamlite import Consumer, Message, Topic
 from streamlite.cli.checks import run_checks
 from streamlite.cli.figures import Delays, Figures, is_alert
 from streamlite.cli.flights import Flight, day_bounds_ms

@@ -54,7 +54,9 @@ def read_flights() -> list[Flight]:
     try:
         import lzma
     except ModuleNotFoundError as error:
-        raise UnsupportedError(f"the demo's data is xz-compressed, and this Python was built without it: {error}") from None
+        raise UnsupportedError(
+            f"the demo's data is xz-compressed, and this Python was built without it: {error}"
+        ) from None
     packed = resources.files("streamlite.cli").joinpath("data", FILE)
     with packed.open("rb") as raw, lzma.open(raw, "rt", encoding="ascii", newline="") as text:
         return [_flight(row) for row in csv.DictReader(text)]

@@ -12,12 +12,19 @@ Everything that streamlite keeps passes through a `Files`: `LocalFiles` over a d
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from streamlite.errors import StorageError
 
-__all__ = ["File", "FileLock", "Files", "MissingFile"]
+__all__ = ["File", "FileLock", "Files", "MissingFile", "after_fork_in_child"]
+
+
+def after_fork_in_child(call: Callable[[], object]) -> None:
+    """Have `call` run in every child of a fork, where the system forks at all."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
 
 
 class MissingFile(StorageError):

@@ -1,25 +1,59 @@
 """A clock that tests move, and that moves itself when nothing else can happen.
 
 `advance` moves it. Beyond that it jumps to the earliest deadline when all that streamlite runs is waiting: at least one
-caller sits in a blocking call, and every background thread waits too. So `poll(timeout=60)` on an empty topic returns at
-once, sixty seconds later by this clock, and a message that a background thread is still writing arrives first.
+caller sits in a blocking call, and every background thread waits too. So `poll(timeout=60)` on an empty topic returns
+at once, sixty seconds later by this clock, and a message that a background thread is still writing arrives first.
 
-The rules that make it exact: a worker counts as busy from the moment somebody wakes it, not from when its thread runs;
-a jump takes all waiters that are due out of the table, and nobody jumps again before they have left their wait. Waiting
-threads look every half millisecond of real time whether they may jump, so no thread ever takes another's lock.
+The rules that make it exact:
+
+* A thread counts as busy from the moment somebody notifies it, not from when it gets to run: the clock stands in the
+  `notify` of every condition that was waited on with it. Without that: a worker publishes, rings a consumer and goes to
+  wait; the consumer has not run yet, all seem to wait, and the clock jumps to the end of the consumer's timeout.
+* A worker that was woken for the first time counts as busy before its thread runs.
+* A jump ends all waits that are due, and nobody jumps again before the threads have left them.
+
+Waiting threads look every half millisecond of real time whether they may jump, so no thread ever takes another's lock.
+A notification that comes just when such a look begins is remembered by the clock; the condition would forget it.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Final
 
 from streamlite.clock import Clock
+from streamlite.errors import ConfigError
 
 __all__ = ["VirtualClock"]
 
 _LOOK_S: Final = 0.0005
-_FOREVER: Final = float("inf")
+_FOREVER: Final = math.inf
+
+
+class _Wait:
+    """One call of `wait`, by one thread."""
+
+    __slots__ = ("condition", "deadline", "notified", "thread")
+
+    def __init__(self, condition: threading.Condition, deadline: float) -> None:
+        self.condition = condition
+        self.deadline = deadline
+        self.thread = threading.get_ident()
+        self.notified = False
+
+
+class _Notify:
+    """Stands in for a condition's `notify` and tells the clock; called with the condition held, as `notify` is."""
+
+    def __init__(self, clock: VirtualClock, condition: threading.Condition) -> None:
+        self.clock = clock
+        self._condition = condition
+        self._notify = condition.notify
+
+    def __call__(self, n: int = 1) -> None:
+        self._notify(n)
+        self.clock._notified(self._condition)
 
 
 class VirtualClock(Clock):
@@ -31,13 +65,13 @@ class VirtualClock(Clock):
     def __init__(self, start_ms: int = 1_700_000_000_000) -> None:
         self._start_ms = start_ms
         self._now = 0.0
-        self._mutex = threading.Lock()  # guards all below
-        self._workers: dict[object, int] = {}  # worker -> thread that runs it
-        self._waiting: dict[int, float] = {}  # waiting thread -> its deadline
-        self._due: set[int] = set()  # threads whose deadline a jump reached and that have not woken yet
+        self._mutex = threading.Lock()  # guards all below; taken after a condition's lock, never before one
+        self._workers: dict[object, int] = {}  # worker -> thread that runs it, 0 before that began
+        self._waits: set[_Wait] = set()  # whose threads wait
+        self._leaving: set[_Wait] = set()  # due or notified, but their threads have not left them yet
 
     def __repr__(self) -> str:
-        return f"<VirtualClock {self._now:.3f} s after start, {len(self._waiting)} waiting>"
+        return f"<VirtualClock {self._now:.3f} s after start, {len(self._waits)} waiting>"
 
     def time_ms(self) -> int:
         return self._start_ms + round(self._now * 1000)
@@ -47,25 +81,27 @@ class VirtualClock(Clock):
 
     def advance(self, seconds: float) -> None:
         """Move on by `seconds`; what is due by then happens at the next look of who waits for it."""
-        if seconds < 0:
-            raise ValueError(f"time does not go back; advance({seconds!r})")
+        if not 0 <= seconds < _FOREVER:
+            raise ConfigError(f"time goes on by a number of seconds, at least 0; found advance({seconds!r})")
         with self._mutex:
             self._move(self._now + seconds)
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> bool:
-        me = threading.get_ident()
-        with self._mutex:
-            deadline = _FOREVER if timeout is None else self._now + max(timeout, 0.0)
-            self._waiting[me] = deadline
-        notified = False
+        if getattr(condition.notify, "clock", None) is not self:
+            condition.notify = _Notify(self, condition)  # type: ignore[method-assign]
+        wait = _Wait(condition, _FOREVER)
         try:
-            while not notified and not self._is_due(me, deadline):
-                notified = condition.wait(_LOOK_S)
+            with self._mutex:
+                if timeout is not None:
+                    wait.deadline = self._now + max(0.0, timeout)
+                self._waits.add(wait)
+            while not self._is_over(wait):
+                condition.wait(_LOOK_S)
         finally:
             with self._mutex:
-                self._waiting.pop(me, None)
-                self._due.discard(me)
-        return notified
+                self._waits.discard(wait)
+                self._leaving.discard(wait)
+        return wait.notified
 
     def worker_started(self, worker: object) -> None:
         with self._mutex:
@@ -78,25 +114,38 @@ class VirtualClock(Clock):
     def worker_woken(self, worker: object) -> None:
         with self._mutex:
             # One that has not started yet is entered at once, or the clock could jump before its thread runs.
-            self._waiting.pop(self._workers.setdefault(worker, 0), None)
+            self._workers.setdefault(worker, 0)
 
-    def _is_due(self, me: int, deadline: float) -> bool:
+    def _notified(self, condition: threading.Condition) -> None:
+        """Which of several threads `notify` chose is not known: all may return early, and do."""
         with self._mutex:
-            if self._now >= deadline or me in self._due:
-                return True
-            if me not in self._waiting:  # a worker that somebody is waking
-                return False
-            workers = set(self._workers.values())
-            callers = self._waiting.keys() - workers
-            if callers and not self._due and workers <= self._waiting.keys():
-                earliest = min(self._waiting.values())
+            for wait in self._waits | self._leaving:
+                if wait.condition is condition:
+                    wait.notified = True
+                    self._end(wait)
+
+    def _end(self, wait: _Wait) -> None:
+        self._waits.discard(wait)
+        self._leaving.add(wait)
+
+    def _is_over(self, wait: _Wait) -> bool:
+        """Whether `wait` has ended; ends what is due first if all wait."""
+        with self._mutex:
+            if self._now >= wait.deadline:
+                self._end(wait)
+            elif wait in self._waits and self._all_wait():
+                earliest = min(one.deadline for one in self._waits)
                 if earliest < _FOREVER:
                     self._move(earliest)
-            return self._now >= deadline
+            return wait not in self._waits
+
+    def _all_wait(self) -> bool:
+        """Whether every worker waits, at least one caller too, and nobody is on the way out of a wait."""
+        threads = {wait.thread for wait in self._waits}
+        workers = set(self._workers.values())
+        return not self._leaving and workers <= threads and not threads <= workers
 
     def _move(self, now: float) -> None:
         self._now = now
-        due = {thread for thread, deadline in self._waiting.items() if deadline <= now}
-        self._due |= due
-        for thread in due:
-            del self._waiting[thread]
+        for wait in [wait for wait in self._waits if wait.deadline <= now]:
+            self._end(wait)

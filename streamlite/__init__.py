@@ -1,0 +1,73 @@
+"""streamlite: Kafka's model (topics, partitions, offsets, groups, replay) in a directory, without a broker.
+
+`open` gives a `Bus`; a bus makes topics, producers and consumers. Everything public is here.
+"""
+
+from __future__ import annotations
+
+from streamlite import errors
+from streamlite.bus import Bus, open
+from streamlite.consumer import Consumer
+from streamlite.delivery import Delivery
+from streamlite.errors import (
+    BufferFullError,
+    ClosedError,
+    ConfigError,
+    CorruptionError,
+    FencedError,
+    ForkedError,
+    FormatError,
+    GroupActiveError,
+    InvalidNameError,
+    LockTimeoutError,
+    MessageTooLargeError,
+    OffsetOutOfRangeError,
+    SerdeError,
+    StorageError,
+    StreamliteError,
+    TopicExistsError,
+    TransactionError,
+    UnknownGroupError,
+    UnknownTopicError,
+    UnsupportedError,
+)
+from streamlite.message import Columns, GroupDescription, GroupMember, Message, RecordMetadata, TopicPartition
+from streamlite.producer import Producer
+from streamlite.topic import Topic
+
+__all__ = [
+    "BufferFullError",
+    "Bus",
+    "ClosedError",
+    "Columns",
+    "ConfigError",
+    "Consumer",
+    "CorruptionError",
+    "Delivery",
+    "FencedError",
+    "ForkedError",
+    "FormatError",
+    "GroupActiveError",
+    "GroupDescription",
+    "GroupMember",
+    "InvalidNameError",
+    "LockTimeoutError",
+    "Message",
+    "MessageTooLargeError",
+    "OffsetOutOfRangeError",
+    "Producer",
+    "RecordMetadata",
+    "SerdeError",
+    "StorageError",
+    "StreamliteError",
+    "Topic",
+    "TopicExistsError",
+    "TopicPartition",
+    "TransactionError",
+    "UnknownGroupError",
+    "UnknownTopicError",
+    "UnsupportedError",
+    "errors",
+    "open",
+]
+

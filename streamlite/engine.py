@@ -1,0 +1,282 @@
+"""Opening and closing a bus: who comes first recovers, who goes last leaves it clean.
+
+Opening, under the bus's lock:
+
+1. The directory is a bus of a format this release knows, or empty and made one.
+2. Whoever gets the open lock alone is the first. A mark of a clean close gives it the words of all partitions, and is
+   removed durably before anything is appended. Without a mark, every partition is flagged RECOVER, and whoever touches
+   it first reads its newest segment; synced offsets and failed syncs are taken from the counters if these are of this
+   boot. If they are of another boot, or not whole, the machine stopped: the epoch is raised, durably, before anything
+   is read.
+3. Everybody else joins: the counters are of this boot and whole, or it refuses.
+
+Closing: the last to go (it gets the open lock alone again) syncs everything, at every level, and writes the mark.
+
+The engine also owns the background: the syncer here, maintenance and producers above.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import secrets
+import weakref
+from typing import Any, Final
+
+from streamlite.clock import Clock
+from streamlite.context import Context
+from streamlite.counters import FAILED, FLAGS, INCARNATION, RECOVER, SYNCED, Counters, SlotState
+from streamlite.errors import FormatError, StreamliteError, UnsupportedError
+from streamlite.files import Files, after_fork_in_child
+from streamlite.files.memory import MemoryFiles
+from streamlite.locks import Guard
+from streamlite.marks import (
+    BUS_LOCK,
+    OPEN_LOCK,
+    Identity,
+    create_identity,
+    read_clean,
+    read_epoch,
+    read_identity,
+    remove_clean,
+    write_clean,
+    write_epoch,
+)
+from streamlite.maintenance import Maintenance
+from streamlite.offsets import Offsets
+from streamlite.registry import Registry, TopicState
+from streamlite.syncer import Syncer
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("streamlite")
+
+MEMORY: Final = ":memory:"
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """One open bus below its façade."""
+
+    def __init__(self, ctx: Context, identity: Identity, lock: Guard, open_lock: Any) -> None:
+        self.ctx = ctx
+        self.identity = identity
+        self.registry = Registry(ctx, lock)
+        self._lock = lock
+        self._open_lock = open_lock
+        self.offsets = Offsets(ctx, self.registry)
+        self.maintenance = Maintenance(ctx, self.registry)
+        self.syncer: Syncer | None = None
+        self.opened: dict[Any, None] = {}
+        """Producers, consumers and workers that close before the log does, the last opened first."""
+        self._closing = False
+        _engines.add(self)
+
+    @classmethod
+    def open(
+        cls, location: str, *, sync: str, sync_interval_s: float, read_only: bool, lock_timeout: float, clock: Clock
+    ) -> Engine:
+        """Open the bus at `location`, a directory or ":memory:"."""
+        files = _files(location, read_only)
+        if read_only:
+            return cls._open_read_only(files, clock, lock_timeout)
+        identity = read_identity(files)  # before a lock file is created in a directory that is no bus
+        lock = Guard(lambda: bus_lock, f"the bus {files.root}")
+        bus_lock = files.lock(BUS_LOCK)
+        lock.acquire(lock_timeout)
+        try:
+            identity = read_identity(files) or create_identity(files)
+            open_lock = files.lock(OPEN_LOCK)
+            first = open_lock.acquire()
+            ctx = Context(
+                files, Counters(files), clock, sync=sync, lock_timeout=lock_timeout, read_only=False
+            )
+            engine = cls(ctx, identity, lock, open_lock)
+            if first:
+                engine._begin()
+            else:
+                ctx.counters.require(files.boot_id())
+            while not open_lock.acquire(shared=True):
+                pass  # only another opener or closer holds it alone, and only under the lock that we hold
+        finally:
+            lock.release()
+        if location != MEMORY:
+            engine.syncer = Syncer(ctx, engine.registry, sync_interval_s)
+            ctx.on_dirty = engine.syncer.woken
+            if sync != "never":
+                engine.syncer.worker.wake()
+        return engine
+
+    @classmethod
+    def _open_read_only(cls, files: Files, clock: Clock, lock_timeout: float) -> Engine:
+        from streamlite.readonly import Follower  # only who reads only needs it
+
+        identity = read_identity(files)
+        if identity is None:
+            raise FormatError(f"there is no bus in {files.root}, and read_only=True creates none")
+        counters = Counters(MemoryFiles())
+        ctx = Context(files, counters, clock, sync="never", lock_timeout=lock_timeout, read_only=True)
+        ctx.follow = Follower(ctx, identity).follow
+        ctx.follow(None)
+        return cls(ctx, identity, ctx.guard(BUS_LOCK, "a bus that is only read"), None)
+
+    # -- the first ----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Make the counters true, as the only one who has the bus open."""
+        ctx, files = self.ctx, self.ctx.files
+        boot = files.boot_id()
+        clean = read_clean(files, self.identity)
+        epoch = read_epoch(files)
+        if clean is None:
+            same_boot = ctx.counters.usable(boot)
+            on_disk = self.registry.slots_on_disk()
+            if not same_boot and on_disk:
+                epoch += 1
+                write_epoch(files, epoch)
+            states = {number: self._doubtful(number, inc, same_boot) for number, inc in on_disk.items()}
+        else:
+            states = clean
+        ctx.counters.reset(states, boot, secrets.randbits(62), epoch)
+        remove_clean(files)
+
+    def _doubtful(self, number: int, incarnation: int, same_boot: bool) -> SlotState:
+        """The words of a partition whose log must be read first."""
+        synced = failed = 0
+        if same_boot:
+            slot = self.ctx.counters.slot(number)
+            if slot.get(INCARNATION) == incarnation:
+                synced, failed = slot.get(SYNCED), slot.get(FAILED)
+        return SlotState(incarnation=incarnation, flags=RECOVER, synced=synced, failed=failed)
+
+    # -- the last -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close what was opened on top, then the log; the last one to close leaves the mark. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        failures: list[Exception] = []
+        for handle in reversed(list(self.opened)):
+            try:
+                handle.close()
+            except StreamliteError as error:
+                failures.append(error)
+        try:
+            self._stop()
+        finally:
+            self.ctx.closed = True
+            self.ctx.bell.ring()
+            self.ctx.handles.close()
+            self.ctx.files.close()
+        if failures:
+            raise failures[0]
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may use the same bus."""
+        return self.syncer is not None or self.ctx.read_only
+
+    def push(self) -> None:
+        """Have everything that this bus's producers were given written: who reads next sees it."""
+        for sender in self.ctx.senders:
+            sender.push()
+
+    def sync_all(self) -> None:
+        """Bring everything published to the device, whoever wrote it."""
+        for partition in self.registry.every_partition():
+            if partition.unsynced:
+                partition.sync()
+
+    def maintain(self) -> None:
+        """Retention and compaction now."""
+        self.maintenance.run()
+
+    def settings_changed(self, state: TopicState) -> None:
+        """A topic was opened, created or altered here."""
+        self.maintenance.needed_for(state)
+
+    def adopt(self, handle: Any) -> None:
+        """Have `handle.close()` called before the log is closed."""
+        self.opened[handle] = None
+
+    def forget(self, handle: Any) -> None:
+        """It is closed."""
+        self.opened.pop(handle, None)
+
+    def _stop(self) -> None:
+        self.maintenance.worker.stop()
+        if self.syncer is not None:
+            self.syncer.worker.stop()
+            if not self.ctx.forked and self.ctx.sync != "never":
+                self.syncer.sync_dirty()
+        if self.ctx.read_only or self.ctx.forked:
+            return
+        self._lock.acquire(self.ctx.lock_timeout)
+        try:
+            if self._open_lock.acquire():
+                self._leave_clean()
+        finally:
+            self._open_lock.release()
+            self._lock.release()
+
+    def _leave_clean(self) -> None:
+        """As the last one: sync all, then say so. Where that fails, there is no mark, and the next opener recovers."""
+        if self.syncer is None:
+            return
+        try:
+            states = {}
+            for partition in self.registry.every_partition():
+                if partition.slot.get(FAILED):
+                    return
+                if partition.slot.get(FLAGS):
+                    partition.lock()
+                    partition.unlock()
+                if partition.unsynced:
+                    partition.sync()
+                states[partition.slot.number] = partition.state()
+            self.registry.sync_names()
+            write_clean(self.ctx.files, self.identity, states)
+        except StreamliteError as error:
+            logger.warning("%s was not closed cleanly: %s", self.ctx.files.root, error)
+
+    # -- fork ---------------------------------------------------------------------------------------------------------
+
+    def forked(self) -> None:
+        """In the child: this bus is the parent's. Nothing is unlocked or written, every handle refuses."""
+        self.ctx.forked = True
+        for sender in self.ctx.senders:
+            sender.forked()
+
+
+def _files(location: str, read_only: bool) -> Files:
+    if location == MEMORY:
+        if read_only:
+            raise UnsupportedError("a bus in memory begins empty: read_only=True has nothing to read")
+        return MemoryFiles()
+    try:
+        from streamlite.files.local import LocalFiles
+    except ImportError as error:
+        raise UnsupportedError(
+            f"a directory needs POSIX file locks, which this system does not have ({error}); ':memory:' works"
+        ) from error
+    return LocalFiles(location, read_only=read_only)
+
+
+def _close_all() -> None:
+    """At interpreter exit: what was sent is written, what was opened is closed."""
+    for engine in list(_engines):
+        try:
+            engine.close()
+        except StreamliteError as error:
+            logger.error("closing %s at exit: %s", engine.ctx.files.root, error)
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.forked()
+
+
+atexit.register(_close_all)
+after_fork_in_child(_after_fork)

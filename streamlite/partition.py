@@ -1,0 +1,573 @@
+"""One partition: the append protocol, the published end, and bringing both back after a stop.
+
+An append, step by step, under the partition's lock:
+
+1. settle what a dead writer left beyond the published end (`settle`), and refuse where a sync failed;
+2. roll the segment if it is full or old;
+3. set WRITING, write all batches at the end of the active segment in one call;
+4. store the position, then the published end: that store is the publication; clear WRITING;
+5. unlock, and wake who waits.
+
+A write that fails cuts its own bytes and clears WRITING again. A process that dies between 3 and 4 leaves WRITING set,
+and whoever locks the partition next looks at the tail: position and end may disagree then, so the place of the end is
+found by walking from the index. Readers take no lock: they load the end, then read below it (`streamlite.reader`).
+
+With `sync="always"` the data is synced after the lock is released and before the delivery is reported, so that writers
+who come meanwhile share one fdatasync; a reader may see a message a moment before it is safe. A sync that fails sets
+FAILED for all processes, and the partition takes no more writes until it has been recovered: what the pages hold after
+a failed fsync is not known to be on the device, and a second fsync would say nothing about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from streamlite.config import TopicSettings
+from streamlite.context import Context
+from streamlite.counters import (
+    ACTIVE,
+    BORN,
+    CHANGES,
+    DELETED,
+    FAILED,
+    FLAGS,
+    INDEXED,
+    MAX_TIME,
+    NAMED,
+    POSITION,
+    RECOVER,
+    START,
+    SYNCED,
+    WRITING,
+    Slot,
+    SlotState,
+    from_word,
+    to_word,
+)
+from streamlite.errors import CorruptionError, OffsetOutOfRangeError, StorageError, StreamliteError, UnknownTopicError
+from streamlite.files import FileLock, MissingFile
+from streamlite.format import (
+    ENCODING_NATIVE,
+    HEADER_BYTES,
+    INDEX_INTERVAL_BYTES,
+    NO_PRODUCER,
+    NO_SEQUENCE,
+    NO_TRANSACTION,
+    BatchHeader,
+    IndexEntry,
+    checksum,
+    pack_header,
+)
+from streamlite.locks import Guard
+from streamlite.log import Log
+from streamlite.message import TopicPartition
+from streamlite.recovery import Tail, recover, resolve
+from streamlite.segment import NEVER_MS, Segment
+
+__all__ = ["Appended", "Outgoing", "Partition", "TopicInfo"]
+
+logger = logging.getLogger("streamlite")
+
+_START_FILE = "start"
+
+
+class TopicInfo:
+    """What a partition knows of its topic; `settings` is replaced as a whole when they are altered."""
+
+    __slots__ = ("directory", "incarnation", "name", "settings")
+
+    def __init__(self, name: str, incarnation: int, settings: TopicSettings) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.settings = settings
+        self.directory = f"topics/{name}"
+
+
+class Outgoing(NamedTuple):
+    """A batch that is encoded and has no offset yet; the fields are those of `BatchHeader`."""
+
+    payload: bytes
+    count: int
+    base_timestamp: int
+    max_timestamp: int
+    content_bytes: int
+    compression: int = 0
+    flags: int = 0
+    producer_id: int = NO_PRODUCER
+    producer_epoch: int = 0
+    base_sequence: int = NO_SEQUENCE
+    transaction_id: int = NO_TRANSACTION
+
+
+class Appended(NamedTuple):
+    """What became of a list of batches: the base offsets of the leading ones that were written, and why not the rest."""
+
+    offsets: list[int]
+    error: StreamliteError | None
+
+
+class Partition:
+    """One partition as one open bus sees it. The lock `guard` guards the log's files and the slot's words."""
+
+    def __init__(self, ctx: Context, topic: TopicInfo, number: int, slot: Slot) -> None:
+        self.ctx = ctx
+        self.topic = topic
+        self.number = number
+        self.slot = slot
+        self.tp = TopicPartition(topic.name, number)
+        self.directory = f"{topic.directory}/{number}"
+        self.log = Log(ctx.files, ctx.handles, topic.incarnation, self.directory)
+        self.guard = Guard(self._open_lock, f"partition {number} of {topic.name!r}")
+        self._active: Segment | None = None
+        self._sync_mutex = threading.Lock()  # one sync of this partition at a time in this process
+
+    def _open_lock(self) -> FileLock:
+        try:
+            return self.ctx.handles.lock(self.topic.incarnation, f"{self.directory}/lock")
+        except MissingFile:
+            if self.slot.get(FLAGS) & DELETED:
+                self._refuse_deleted()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Partition {self.topic.name}/{self.number} [{self.slot.get(START)}, {self.slot.end})>"
+
+    # -- the ends -----------------------------------------------------------------------------------------------------
+
+    def end(self) -> int:
+        """The published end: the next offset, as everybody sees it. Raises when the topic is gone."""
+        if self.slot.get(FLAGS):
+            self.look()
+        return self.slot.end
+
+    def start(self) -> int:
+        """The first offset of the log."""
+        if self.slot.get(FLAGS):
+            self.look()
+        return self.slot.get(START)
+
+    def look(self) -> None:
+        """Do what the flags ask of a reader: recover after a stop, finish for a dead writer; never wait for a live one."""
+        flags = self.slot.get(FLAGS)
+        if flags & DELETED:
+            self._refuse_deleted()
+        if self.ctx.read_only:
+            self.ctx.follow(self)
+            return
+        if flags & RECOVER:
+            self.lock()
+            self.unlock()
+        elif flags & WRITING and self.guard.try_acquire():
+            try:
+                self.settle()
+            finally:
+                self.guard.release()
+
+    def lock(self, timeout: float | None = None) -> None:
+        """Take the lock and settle: afterwards the words of the slot are true. `unlock` gives it back."""
+        self.guard.acquire(self.ctx.lock_timeout if timeout is None else timeout)
+        try:
+            self.settle()
+        except BaseException:
+            self.guard.release()
+            raise
+
+    def unlock(self) -> None:
+        """Give the lock back."""
+        self.guard.release()
+
+    # -- append -------------------------------------------------------------------------------------------------------
+
+    def append(self, batches: Sequence[Outgoing], timeout: float | None = None) -> Appended:
+        """Append, waiting for the lock and, with `sync="always"`, for the device. Raises when nothing was written."""
+        self.guard.acquire(self.ctx.lock_timeout if timeout is None else timeout)
+        try:
+            result = self.append_locked(batches)
+        finally:
+            self.guard.release()
+        return self._published(result)
+
+    def try_append(self, batches: Sequence[Outgoing]) -> Appended | None:
+        """As `append`, but `None` where the lock is not free at once."""
+        if not self.guard.try_acquire():
+            return None
+        try:
+            result = self.append_locked(batches)
+        finally:
+            self.guard.release()
+        return self._published(result)
+
+    def _published(self, result: Appended) -> Appended:
+        """What follows a publication once the lock is free."""
+        self.announce()
+        if self.ctx.always and result.offsets:
+            try:
+                self.sync(result.offsets[-1] + 1)
+            except StreamliteError as error:
+                return Appended([], error)
+        return result
+
+    def announce(self) -> None:
+        """Tell who syncs and who waits; with no lock held."""
+        ctx = self.ctx
+        if ctx.bell.waiters:
+            ctx.bell.ring()
+        if self not in ctx.dirty:
+            ctx.dirty.add(self)
+            ctx.on_dirty()
+
+    def append_locked(self, batches: Sequence[Outgoing]) -> Appended:
+        """Append under the lock; the caller announces it afterwards."""
+        slot = self.slot
+        if slot.get(FLAGS) or slot.get(FAILED):
+            self.settle()
+        offsets: list[int] = []
+        try:
+            while len(offsets) < len(batches):
+                self._append_run(batches, offsets)
+        except StreamliteError as error:
+            if not offsets:
+                raise
+            return Appended(offsets, error)
+        return Appended(offsets, None)
+
+    def _append_run(self, batches: Sequence[Outgoing], offsets: list[int]) -> None:
+        """Append as many of the batches as fit the active segment, at least one, with one write; `offsets` grows."""
+        slot = self.slot
+        position = slot.get(POSITION)
+        first = batches[len(offsets)]
+        if self._is_full(position, HEADER_BYTES + len(first.payload)):
+            self._roll()
+            position = 0
+        end, room = slot.end, self.topic.settings.segment_bytes - position
+        epoch, synced = self.ctx.epoch, slot.get(SYNCED)
+        buffers: list[bytes] = []
+        bases: list[int] = []
+        greatest = NEVER_MS
+        size = 0
+        for batch in batches[len(offsets) :]:
+            total = HEADER_BYTES + len(batch.payload)
+            if size and size + total > room:
+                break
+            header = BatchHeader(
+                ENCODING_NATIVE, batch.compression, batch.flags, len(batch.payload), batch.content_bytes, batch.count,
+                batch.count - 1, end, batch.base_timestamp, batch.max_timestamp, synced, epoch,
+                batch.producer_epoch, batch.producer_id, batch.base_sequence, batch.transaction_id,
+            )  # fmt: skip
+            buffers += (pack_header(header, batch.payload), batch.payload)
+            bases.append(end)
+            end += batch.count
+            size += total
+            greatest = max(greatest, batch.max_timestamp)
+        self._write(buffers, position, size, end, greatest)
+        offsets += bases
+
+    def _write(self, buffers: list[bytes], position: int, size: int, end: int, greatest: int) -> None:
+        """Steps 3 and 4 of the protocol."""
+        slot = self.slot
+        file = self._active_segment(create=position == 0).file(create=position == 0)
+        slot.set(FLAGS, WRITING)
+        try:
+            file.write(buffers, position)
+        except BaseException:
+            # Also for what a signal handler raised: nothing of this append has been published. Where even the cut
+            # fails, WRITING stays set and the next holder of the lock does it.
+            file.truncate(position)
+            slot.set(FLAGS, 0)
+            raise
+        before = slot.get(MAX_TIME)
+        if not position:
+            slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
+        if position - slot.get(INDEXED) >= INDEX_INTERVAL_BYTES:
+            self._add_entry(IndexEntry(slot.end, position, from_word(before)))
+        slot.set(POSITION, position + size)
+        slot.set(MAX_TIME, max(before, to_word(greatest)))
+        slot.end = end
+        slot.set(FLAGS, 0)
+
+    def _add_entry(self, entry: IndexEntry) -> None:
+        """An index is a cache: where it cannot be written, seeks are slower and nothing is wrong."""
+        try:
+            self._active_segment().add_entry(entry)
+        except StorageError as error:
+            logger.warning("no index entry for %s at %d: %s", self.directory, entry.position, error)
+        self.slot.set(INDEXED, entry.position)
+
+    def _active_segment(self, *, create: bool = False) -> Segment:
+        base = self.slot.get(ACTIVE)
+        if self._active is None or self._active.base != base or create:
+            found = self.log.segments(self.slot.get(CHANGES)).get(base)
+            if found is None or found.generation:
+                if not create:
+                    raise MissingFile(f"the active segment {base} of {self.directory} is gone", path=self.directory)
+                found = self._new_segment(base)
+            self._active = found
+        return self._active
+
+    def _new_segment(self, base: int) -> Segment:
+        segment = self.log.create(base)
+        self.log.refresh(self._changed())
+        return segment
+
+    def _changed(self) -> int:
+        """Say that the list of segments changed."""
+        changes = self.slot.get(CHANGES) + 1
+        self.slot.set(CHANGES, changes)
+        return changes
+
+    def _is_full(self, position: int, size: int) -> bool:
+        if not position:
+            return False
+        settings = self.topic.settings
+        if position + size > settings.segment_bytes:
+            return True
+        return self.ctx.clock.time_ms() - self.slot.get(BORN) >= settings.segment_ms
+
+    def roll(self) -> None:
+        """Begin a new segment unless the active one is empty; under the lock."""
+        if self.slot.get(POSITION):
+            self._roll()
+
+    def _roll(self) -> None:
+        slot = self.slot
+        slot.set(FLAGS, WRITING)
+        end = slot.end
+        self._add_entry(IndexEntry(end, slot.get(POSITION), from_word(slot.get(MAX_TIME))))
+        self._new_segment(end)
+        self._set_active(end, 0, NEVER_MS, 0, 0)
+        slot.set(FLAGS, 0)
+        self.ctx.sealed.add(self)
+
+    def _set_active(self, base: int, position: int, max_timestamp: int, indexed: int, born: int) -> None:
+        slot = self.slot
+        slot.set(ACTIVE, base)
+        slot.set(POSITION, position)
+        slot.set(INDEXED, indexed)
+        slot.set(MAX_TIME, to_word(max_timestamp))
+        slot.set(BORN, born)
+
+    # -- settle: what a dead writer or a stop left --------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Under the lock: make the words true, or refuse. Does nothing when there is nothing to do."""
+        flags = self.slot.get(FLAGS)
+        if flags & DELETED:
+            self._refuse_deleted()
+        if flags & RECOVER:
+            self._recover()
+        elif self.slot.get(FAILED):
+            raise StorageError(
+                f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the disk "
+                "holds is not known; close the bus in all processes and open it again to recover, after a look at the disk"
+            )
+        elif flags & WRITING:
+            self._resolve()
+
+    def _refuse_deleted(self) -> None:
+        raise UnknownTopicError(
+            f"topic {self.topic.name!r} was deleted (it may have been created anew): ask the bus for it again"
+        )
+
+    def _resolve(self) -> None:
+        slot = self.slot
+        segments = self.log.refreshed(slot.get(CHANGES))
+        if segments:
+            segment = segments.peekitem(-1)[1]
+            tail = resolve(segment, slot.end) if not segment.generation else None
+            if tail is None:
+                segment = self._new_segment(segment.next)
+                tail = resolve(segment, slot.end)
+            self._take_tail(segment, tail, "a writer that died in an append")
+            self.log.refresh(self._changed())
+        slot.set(FLAGS, slot.get(FLAGS) & ~WRITING)
+        self.announce_later()
+
+    def announce_later(self) -> None:
+        """What `settle` published is synced and told like any append; waiters take no lock, so it may happen here."""
+        self.ctx.bell.ring()
+        self.ctx.dirty.add(self)
+
+    def _take_tail(self, segment: Segment, tail: Tail, after: str) -> None:
+        """Cut what does not count, and take up where the segment ends."""
+        if tail.cut:
+            logger.warning("cut %d bytes at position %d of %s, left by %s", tail.cut, tail.position, segment.log_path, after)
+            segment.cut_index(tail.position)
+            segment.file().truncate(tail.position)
+        slot = self.slot
+        born = max(tail.first_timestamp, 0) if slot.get(ACTIVE) != segment.base or not slot.get(BORN) else slot.get(BORN)
+        self._set_active(segment.base, tail.position, tail.max_timestamp, tail.indexed, born)
+        slot.end = tail.next_offset
+
+    def _recover(self) -> None:
+        """After an unclean stop: everything is read from the files, the words are made of it."""
+        slot = self.slot
+        segments = self.log.refreshed(slot.get(CHANGES))
+        for old in self.log.superseded:
+            self.log.remove(old)
+        self.log.tidy()
+        start = max(self._stored_start(), segments.peekitem(0)[0] if segments else 0)
+        if segments:
+            found = recover(segments.values(), slot.get(SYNCED))
+            for lost in found.lost:
+                logger.warning("removed %s, which follows a gap left by a stop of the machine", lost.log_path)
+                self.log.remove(lost)
+            self._take_recovered(found.active, found.tail)
+            slot.set(SYNCED, found.synced)
+        else:
+            self._set_active(start, 0, NEVER_MS, 0, 0)
+            slot.end = start
+        if slot.end < start:  # the truncation was durable and the tail it came after was not
+            self._set_active(start, 0, NEVER_MS, 0, 0)
+            slot.end = start
+            self._new_segment(start)
+        slot.set(START, start)
+        self.log.refresh(self._changed())
+        if slot.get(FAILED):
+            self._rewrite_unsynced()
+        slot.set(FLAGS, slot.get(FLAGS) & ~(RECOVER | WRITING))
+        self.announce_later()
+
+    def _take_recovered(self, segment: Segment, tail: Tail) -> None:
+        self._take_tail(segment, tail, "a stop that was not clean")
+        if segment.generation:
+            # Appends go to a segment of their own: a compacted one is never written to again.
+            self._set_active(segment.next, 0, NEVER_MS, 0, 0)
+            self._new_segment(segment.next)
+        else:
+            segment.replace_index(tail.entries)
+
+    def _rewrite_unsynced(self) -> None:
+        """After a failed sync: copy what was not synced to new files, which can be synced, and drop the old ones.
+
+        The pages of the old file read as written until the machine stops, so what readers saw is what is copied.
+        """
+        slot = self.slot
+        segments = self.log.segments(slot.get(CHANGES))
+        first = max(segments.bisect_right(slot.get(SYNCED)) - 1, 0)
+        old = segments.values()[first:]
+        for segment, following in zip(old, [*old[1:], None], strict=True):
+            until = following.base if following is not None else slot.end
+            if until > segment.base:
+                self._copy(segment, until)
+        self.log.refresh(self._changed())
+        self._set_active(slot.end, 0, NEVER_MS, 0, 0)
+        if slot.end not in self.log.segments(slot.get(CHANGES)):
+            self._new_segment(slot.end)
+        slot.set(FAILED, 0)
+        logger.warning("partition %s: wrote what a failed sync left unsafe to new files", self.directory)
+
+    def _copy(self, segment: Segment, until: int) -> None:
+        copy = self.log.compacted(segment.base, until, segment.generation + 1)
+        file = segment.file()
+        scratch = self.ctx.files.open(f"{copy.path}.new", create=True)
+        scratch.truncate(0)
+        position, size = 0, file.size()
+        while position < size:
+            data = file.read(1 << 20, position)
+            scratch.write([data], position)
+            position += len(data)
+        scratch.sync()
+        self.ctx.files.rename(f"{copy.path}.new", copy.log_path)
+        self.ctx.files.sync_dir(self.directory)
+        self.log.remove(segment)
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def truncate_before(self, offset: int) -> None:
+        """Make `offset` the first offset of the log, durably; whole segments below it are removed."""
+        self.sync(offset)
+        self.lock()
+        try:
+            if not 0 <= offset <= self.slot.end:
+                raise OffsetOutOfRangeError(
+                    f"cannot truncate partition {self.number} of {self.topic.name!r} before {offset}: it ends at "
+                    f"{self.slot.end}"
+                )
+            if offset > self.slot.get(START):
+                data = offset.to_bytes(8, "little")
+                path = f"{self.directory}/{_START_FILE}"
+                self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
+                self.drop_before(offset)
+        finally:
+            self.unlock()
+
+    def _stored_start(self) -> int:
+        path = f"{self.directory}/{_START_FILE}"
+        try:
+            data = self.ctx.files.read_file(path)
+        except MissingFile:
+            return 0
+        if len(data) != 16 or checksum(data[:8]) != int.from_bytes(data[8:], "little"):
+            raise CorruptionError(
+                f"{path} does not hold the beginning of the log; restore it from a copy, or remove it to get back "
+                "whatever segments are still there",
+                file=path,
+                position=0,
+            )
+        return int.from_bytes(data[:8], "little")
+
+    def drop_before(self, offset: int) -> list[Segment]:
+        """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on."""
+        slot = self.slot
+        segments = list(self.log.segments(slot.get(CHANGES)).values())
+        gone = [one for one, following in zip(segments, segments[1:], strict=False) if following.base <= offset]
+        slot.set(START, max(slot.get(START), offset))
+        for segment in gone:
+            self.log.remove(segment)
+        if gone:
+            self.log.refresh(self._changed())
+        return gone
+
+    def replaced(self, old: Sequence[Segment]) -> None:
+        """Under the lock: a compacted segment stands for these now, which are removed."""
+        for segment in old:
+            self.log.remove(segment)
+        self.log.refresh(self._changed())
+
+    # -- sync ---------------------------------------------------------------------------------------------------------
+
+    def sync(self, upto: int | None = None, *, sealed_only: bool = False) -> None:
+        """Bring the log to the device: up to offset `upto` at least, all of it, or all but the active segment.
+
+        A failure closes the partition for writes, in all processes.
+        """
+        slot = self.slot
+        with self._sync_mutex:
+            if upto is not None and slot.get(SYNCED) >= upto and slot.get(NAMED) == slot.get(CHANGES):
+                return
+            self.ctx.dirty.discard(self)
+            # In this order: whatever is published below `end` stands in a file that this list of segments names.
+            end = slot.get(ACTIVE) if sealed_only else slot.end
+            changes = slot.get(CHANGES)
+            try:
+                self._sync_files(slot.get(SYNCED), end, changes)
+            except MissingFile:
+                self.ctx.dirty.add(self)  # retention or compaction was quicker; the next pass has its new names
+                return
+            except StorageError:
+                slot.set(FAILED, 1)
+                raise
+            slot.set(NAMED, changes)
+            slot.set(SYNCED, max(slot.get(SYNCED), end))
+
+    def _sync_files(self, synced: int, end: int, changes: int) -> None:
+        segments = self.log.segments(changes)
+        first = max(segments.bisect_right(synced) - 1, 0)
+        for segment in segments.values()[first:]:
+            if segment.base < end:
+                segment.file().sync()
+        if self.slot.get(NAMED) != changes and segments:
+            self.ctx.files.sync_dir(self.directory)
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something of it is not known to be on the device."""
+        slot = self.slot
+        return slot.end > slot.get(SYNCED) or slot.get(NAMED) != slot.get(CHANGES)
+
+    def state(self) -> SlotState:
+        """All words, under the lock or while nobody else has the bus open."""
+        return self.slot.load()

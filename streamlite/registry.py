@@ -1,0 +1,312 @@
+"""The topics of a bus: which there are, what they are set to, and the partitions behind them.
+
+A topic is a directory `topics/<name>` with a `topic.json`, which says everything that does not change with every
+message: incarnation, settings, and the number of the counter slot of each partition. Rules:
+
+* The file is replaced as a whole, under the bus's lock, and then the TOPICS word of the counters is raised: everybody
+  else looks at that word, and reads the file again when it moved.
+* A topic comes and goes by a rename of its directory, so that none is ever half there. What begins with `__` in
+  `topics/` is half-made or half-removed, or internal, and never a user's topic.
+* An incarnation is random and never comes again. Handles, descriptors, slots and commits carry it, so that nothing of a
+  deleted topic is taken for a part of one that has its name.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+
+from streamlite.config import INTERNAL_PREFIX, TopicSettings
+from streamlite.context import Context
+from streamlite.counters import DELETED, TOPICS, SlotState
+from streamlite.errors import CorruptionError, TopicExistsError, UnknownTopicError
+from streamlite.files import MissingFile
+from streamlite.locks import Guard
+from streamlite.partition import Partition, TopicInfo
+
+__all__ = ["OFFSETS", "Registry", "TopicState"]
+
+DIRECTORY: Final = "topics"
+OFFSETS: Final = "__offsets"
+_NEW: Final = "__new-"
+_DELETED: Final = "__deleted-"
+
+
+class TopicFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`topic.json`. `asked`: the partitions it was created with, `None` where nobody said."""
+
+    format: int = 1
+    incarnation: int
+    asked: int | None
+    settings: TopicSettings
+    slots: list[int]
+
+
+_decode = msgspec.json.Decoder(TopicFile).decode
+
+
+class TopicState(TopicInfo):
+    """A topic as this bus knows it; `partitions` grows, `gone` is final."""
+
+    __slots__ = ("asked", "gone", "partitions", "seen")
+
+    def __init__(self, ctx: Context, name: str, file: TopicFile, seen: int) -> None:
+        super().__init__(name, file.incarnation, file.settings)
+        self.gone = False
+        self.partitions: list[Partition] = []
+        self.update(ctx, file, seen)
+
+    def update(self, ctx: Context, file: TopicFile, seen: int) -> None:
+        """Take up what the file says now."""
+        self.settings = file.settings
+        self.asked = file.asked
+        for number in range(len(self.partitions), len(file.slots)):
+            self.partitions.append(Partition(ctx, self, number, ctx.counters.slot(file.slots[number])))
+        self.seen = seen
+
+    def file(self, **changes: Any) -> TopicFile:
+        """What the file says, with changes."""
+        present = TopicFile(
+            incarnation=self.incarnation,
+            asked=self.asked,
+            settings=self.settings,
+            slots=[partition.slot.number for partition in self.partitions],
+        )
+        return msgspec.structs.replace(present, **changes)
+
+
+class Registry:
+    """The topics of one open bus. `lock` is the bus's: it guards the directory of topics and the handing out of slots."""
+
+    def __init__(self, ctx: Context, lock: Guard) -> None:
+        self._ctx = ctx
+        self._lock = lock
+        self._known: dict[str, TopicState] = {}
+        self._mutex = threading.RLock()  # guards _known and the states' updates
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def changes(self) -> int:
+        """How often any topic came, went or changed; a word of memory to look at."""
+        return int(self._ctx.counters.header[TOPICS])
+
+    def names(self, *, internal: bool = False) -> list[str]:
+        """The topics there are, sorted."""
+        try:
+            found = self._ctx.files.list(DIRECTORY)
+        except MissingFile:
+            return []
+        return sorted(name for name in found if internal or not name.startswith(INTERNAL_PREFIX))
+
+    def find(self, name: str) -> TopicState | None:
+        """The topic of that name as it is now, or `None`."""
+        seen = self.changes
+        state = self._known.get(name)
+        if state is not None and state.seen == seen:
+            return state
+        with self._mutex:
+            return self._read(name, seen)
+
+    def get(self, name: str) -> TopicState:
+        """The topic of that name as it is now; `UnknownTopicError` when there is none."""
+        state = self.find(name)
+        if state is None:
+            raise UnknownTopicError(f"there is no topic {name!r} on {self._ctx.files.root}; {self._hint()}")
+        return state
+
+    def _hint(self) -> str:
+        names = self.names()
+        if not names:
+            return "it has none: create it with bus.topic(name)"
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return f"there are {', '.join(map(repr, names[:5]))}{more}; create it with bus.topic(name)"
+
+    def current(self, state: TopicState) -> TopicState:
+        """`state`, brought up to date; `UnknownTopicError` when its topic was deleted, be there a new one or not."""
+        if state.seen != self.changes:
+            self.find(state.name)
+        if state.gone:
+            raise UnknownTopicError(
+                f"topic {state.name!r} was deleted (it may have been created anew): ask the bus for it again"
+            )
+        return state
+
+    def _read(self, name: str, seen: int) -> TopicState | None:
+        state = self._known.get(name)
+        try:
+            file = self._parse(name)
+        except MissingFile:
+            file = None
+        if state is not None and (file is None or file.incarnation != state.incarnation):
+            self._forget(state)
+            state = None
+        if file is None:
+            return None
+        if state is None:
+            state = self._known[name] = TopicState(self._ctx, name, file, seen)
+        else:
+            state.update(self._ctx, file, seen)
+        return state
+
+    def _parse(self, name: str) -> TopicFile:
+        path = f"{DIRECTORY}/{name}/topic.json"
+        data = self._ctx.files.read_file(path)
+        try:
+            file = _decode(data)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise CorruptionError(f"{path} makes no sense: {error}; restore it from a copy", file=path, position=0) from error
+        if not file.slots or file.incarnation <= 0 or min(file.slots) < 0 or max(file.slots) > 1 << 24:
+            raise CorruptionError(f"{path} has impossible values; restore it from a copy", file=path, position=0)
+        return file
+
+    def _forget(self, state: TopicState) -> None:
+        state.gone = True
+        self._known.pop(state.name, None)
+        self._ctx.handles.forget_all(state.incarnation)
+
+    def every_partition(self) -> Iterator[Partition]:
+        """All partitions of all topics, the internal ones too."""
+        for name in self.names(internal=True):
+            state = None if name.startswith((_NEW, _DELETED)) else self.find(name)
+            if state is not None:
+                yield from list(state.partitions)
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Under the bus's lock; afterwards everybody looks again."""
+        self._lock.acquire(self._ctx.lock_timeout)
+        try:
+            yield
+        finally:
+            self._ctx.counters.header[TOPICS] += 1
+            self._lock.release()
+
+    def create(self, name: str, asked: int | None, settings: TopicSettings) -> TopicState:
+        """A new topic; `TopicExistsError` when the name is taken."""
+        with self._changing():
+            if self.find(name) is not None:
+                raise TopicExistsError(f"topic {name!r} is there already: open it with bus.topic({name!r})")
+            incarnation = secrets.randbits(62) | 1 << 62
+            slots = self._take_slots(asked or 1, incarnation)
+            self._make(name, TopicFile(incarnation=incarnation, asked=asked, settings=settings, slots=slots))
+        return self.get(name)
+
+    def find_or_create(self, name: str, settings: TopicSettings) -> TopicState:
+        """An internal topic, created at its first use."""
+        state = self.find(name)
+        while state is None:
+            try:
+                state = self.create(name, 1, settings)
+            except TopicExistsError:  # another process was quicker
+                state = self.find(name)
+        return state
+
+    def _take_slots(self, count: int, incarnation: int) -> list[int]:
+        slots = self._ctx.counters.free_slots(count)
+        for number in slots:
+            self._ctx.counters.slot(number).store(SlotState(incarnation=incarnation))
+        return slots
+
+    def _make(self, name: str, file: TopicFile) -> None:
+        files, durable = self._ctx.files, self._ctx.sync != "never"
+        files.make_dir(DIRECTORY)
+        made = f"{DIRECTORY}/{_NEW}{file.incarnation}"
+        files.make_dir(made)
+        for number in range(len(file.slots)):
+            files.make_dir(f"{made}/{number}")
+        files.replace_file(f"{made}/topic.json", msgspec.json.encode(file), sync=durable)
+        files.rename(made, f"{DIRECTORY}/{name}")
+        if durable:
+            files.sync_dir(DIRECTORY)
+            files.sync_dir("")
+
+    def sync_names(self) -> None:
+        """Bring the names of topics and partitions to the device, where creating them did not."""
+        if self._ctx.sync != "never" or not self.names(internal=True):
+            return
+        for name in self.names(internal=True):
+            self._ctx.files.open(f"{DIRECTORY}/{name}/topic.json").sync()
+            self._ctx.files.sync_dir(f"{DIRECTORY}/{name}")
+        self._ctx.files.sync_dir(DIRECTORY)
+        self._ctx.files.sync_dir("")
+
+    def delete(self, name: str) -> None:
+        """Remove a topic and all its messages; `UnknownTopicError` when there is none."""
+        with self._changing():
+            state = self.get(name)
+            for partition in state.partitions:
+                partition.guard.acquire(self._ctx.lock_timeout)
+                try:
+                    partition.slot.add_flag(DELETED)
+                finally:
+                    partition.guard.release()
+            gone = f"{DIRECTORY}/{_DELETED}{state.incarnation}"
+            self._ctx.files.rename(state.directory, gone)
+            if self._ctx.sync != "never":
+                self._ctx.files.sync_dir(DIRECTORY)
+            self._ctx.files.remove_tree(gone)
+            with self._mutex:
+                self._forget(state)
+        self._ctx.bell.ring()
+
+    def grow(self, state: TopicState, count: int) -> None:
+        """Give the topic `count` partitions, at least as many as it has; under nobody's lock."""
+        with self._changing():
+            self._refresh(state)
+            more = count - len(state.partitions)
+            if more > 0:
+                slots = state.file().slots + self._take_slots(more, state.incarnation)
+                self._replace(state, state.file(slots=slots))
+        self.current(state)
+        self._ctx.bell.ring()
+
+    def ask(self, state: TopicState, count: int) -> None:
+        """Settle the count of a topic that was created without one and is still empty, once."""
+        with self._changing():
+            self._refresh(state)
+            if state.asked is None and not any(partition.end() for partition in state.partitions):
+                more = self._take_slots(count - len(state.partitions), state.incarnation)
+                self._replace(state, state.file(asked=count, slots=state.file().slots + more))
+        self.current(state)
+
+    def alter(self, state: TopicState, changes: dict[str, Any]) -> None:
+        """Replace settings."""
+        with self._changing():
+            self._refresh(state)
+            self._replace(state, state.file(settings=msgspec.structs.replace(state.settings, **changes)))
+        self.current(state)
+
+    def _refresh(self, state: TopicState) -> None:
+        with self._mutex:
+            self._read(state.name, self.changes)
+        self.current(state)
+
+    def _replace(self, state: TopicState, file: TopicFile) -> None:
+        sync = self._ctx.sync != "never"
+        for number in range(len(state.partitions), len(file.slots)):
+            self._ctx.files.make_dir(f"{state.directory}/{number}")
+        self._ctx.files.replace_file(f"{state.directory}/topic.json", msgspec.json.encode(file), sync=sync)
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def slots_on_disk(self) -> dict[int, int]:
+        """Slot to incarnation of every partition that the files name; removes what is half-made or half-removed.
+
+        For the first opener, under the bus's lock.
+        """
+        found: dict[int, int] = {}
+        for name in self.names(internal=True):
+            if name.startswith((_NEW, _DELETED)):
+                self._ctx.files.remove_tree(f"{DIRECTORY}/{name}")
+                continue
+            file = self._parse(name)
+            found |= dict.fromkeys(file.slots, file.incarnation)
+        return found
