@@ -143,13 +143,12 @@ def _spread(partitions: list[TopicPartition]) -> list[TopicPartition]:
 def _deal_evenly(deal: _Deal, owners: dict[TopicPartition, str], held: Assignment) -> Assignment:
     """The plan when all topics have the same subscribers.
 
-    With n partitions and m members, n mod m members have one more than the others. Those who hold the most now are
-    to have it; then each gives up what is above its share and nothing else, so that no plan moves less.
+    With n partitions and m members, n mod m have one more than the others: the first of those who hold that many
+    now. Then each gives up what is above its share and nothing else, so that no plan moves less.
     """
     subscribers = next(iter(deal.subscribers.values()))
     share, extra = divmod(sum(map(len, deal.partitions.values())), len(subscribers))
     rich = [member for member in subscribers if len(held[member]) > share]
-    rich.sort(key=lambda member: -len(held[member]))  # a stable sort: the order of members decides between equals
     plan: Assignment = {member: [] for member in deal.members}
     for member in subscribers:
         plan[member] = _spread(held[member])[: share + (member in rich[:extra])]
@@ -183,7 +182,7 @@ class _Balance:
         self.deal = deal
         ranks = {member: rank for rank, member in enumerate(deal.members)}
         masks = {topic: sum(1 << ranks[member] for member in found) for topic, found in deal.subscribers.items()}
-        self.owners = {partition: ranks[member] for partition, member in owners.items()}
+        self.owned = owners.keys()
         self.class_of: dict[str, int] = masks  # a class is known by the mask of its subscribers
         self.loads = [0] * len(deal.members)
         self.stock: list[dict[int, list[TopicPartition]]] = [{} for _ in deal.members]
@@ -209,7 +208,7 @@ class _Balance:
         for topic in topics:
             subscribers = list(_bits(self.class_of[topic]))
             for partition in self.deal.partitions[topic]:
-                if partition not in self.owners:
+                if partition not in self.owned:
                     self._give(min(subscribers, key=self.loads.__getitem__), partition)
 
     def _even_out(self) -> None:
@@ -259,16 +258,9 @@ class _Balance:
         return []
 
     def _move(self, giver: int, class_: int, taker: int) -> None:
-        """One partition of `class_`: best one that `taker` owned, then one that `giver` did not, then the last."""
+        """One partition of `class_`: the last, so one that `giver` was just given rather than one that it had."""
         stock = self.stock[giver][class_]
-        index = len(stock) - 1
-        best = 2
-        for place, partition in enumerate(stock):
-            owner = self.owners.get(partition)
-            rank = 0 if owner == taker else 1 if owner != giver else 2
-            if rank < best:
-                best, index = rank, place
-        partition = stock.pop(index)
+        partition = stock.pop()
         if not stock:
             del self.stock[giver][class_]
         self.loads[giver] -= 1

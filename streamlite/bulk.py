@@ -5,17 +5,19 @@ Checks and cuts are calls that loop in C; only a column that needs converting is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import add
 from typing import Any
 
-from streamlite.delivery import Outcome
+from streamlite.batch import timestamp_steps
+from streamlite.delivery import Piece, Sender
 from streamlite.errors import ConfigError, MessageTooLargeError
 from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
+from streamlite.partition import Outgoing
 from streamlite.registry import TopicState
 from streamlite.serde import Serde, encode_raw
-from streamlite.staging import MESSAGE_OVERHEAD, STAGED_MAX, Lane, Same, Staged
+from streamlite.staging import MESSAGE_OVERHEAD, STAGED_MAX, Batch, Lane, Part, encode
 
 __all__ = ["BulkColumns"]
 
@@ -64,23 +66,42 @@ class BulkColumns:
             )
         return sizes
 
-    def pieces(
-        self, lane: Lane, budget: int, new_outcome: Callable[[Lane], Outcome], time_ms: Callable[[], int]
-    ) -> Iterator[tuple[Staged, int]]:
-        """Batches of at most `budget` bytes (or one message), each with its size in the producer's buffer."""
-        for start, stop, size in self._cuts(budget):
-            outcome = new_outcome(lane)
-            outcome.bulk = True
-            outcome.count = stop - start
-            times: Sequence[int] = Same(time_ms(), stop - start)
-            if self.timestamps is not None:
-                times = self.timestamps[start:stop]
-            outcome.timestamps = times
-            keys = None if self.keys is None else self.keys[start:stop]
-            headers = None if self.headers is None else self.headers[start:stop]
-            yield Staged(lane, outcome, self.values[start:stop], keys, times, headers, self.partition, {}), size
+    def piece(self, sender: Sender, lane: Lane, start: int, stop: int, now_ms: int) -> tuple[Piece, list[Batch]]:
+        """Messages `start` to `stop` as batches, one a partition, and where each message went."""
+        values = self.values[start:stop]
+        keys = None if self.keys is None else self.keys[start:stop]
+        times = None if self.timestamps is None else self.timestamps[start:stop]
+        headers = None if self.headers is None else self.headers[start:stop]
+        only = self._only_part(lane, keys)
+        if only is not None:
+            batch = BulkBatch(sender, only, values, keys, times, headers, now_ms)
+            return Piece({batch.partition: batch}, batch.partition, stop - start), [batch]
+        assert keys is not None
+        parts = self._parts(lane, keys)
+        batches = []
+        for part, rows in _buckets(parts, values, keys, times, headers):
+            columns = list(zip(*rows, strict=True))
+            times_here = None if times is None else columns[2]
+            batches.append(
+                BulkBatch(sender, part, columns[0], columns[1], times_here, columns[-1] if headers is not None else None, now_ms)
+            )
+        placed = [part.partition.number for part in parts]
+        return Piece({batch.partition: batch for batch in batches}, placed, stop - start), batches
 
-    def _cuts(self, budget: int) -> Iterator[tuple[int, int, int]]:
+    def _only_part(self, lane: Lane, keys: Sequence[bytes | None] | None) -> Part | None:
+        if self.partition is not None:
+            return lane.parts[self.partition]
+        if len(lane.parts) == 1:
+            return lane.parts[0]
+        if keys is None or keys.count(None) == len(keys):
+            return lane.next_sticky()
+        return None
+
+    def _parts(self, lane: Lane, keys: Sequence[bytes | None]) -> list[Part]:
+        keyless = lane.next_sticky()
+        return [keyless if key is None else lane.by_key[key] for key in keys]  # type: ignore[misc]
+
+    def cuts(self, budget: int) -> Iterator[tuple[int, int, int]]:
         """`(start, stop, bytes)` of each batch."""
         sizes, count = self._sizes, len(self._sizes)
         if not count:
@@ -98,6 +119,50 @@ class BulkColumns:
             stop = _bisect(sums, done + budget, start, STAGED_MAX)
             yield start, stop, sums[stop - 1] - done
             done, start = sums[stop - 1], stop
+
+
+class BulkBatch(Batch):
+    """A batch whose columns are there already."""
+
+    __slots__ = ("_columns", "_now_ms")
+
+    def __init__(
+        self,
+        sender: Sender,
+        part: Part,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None,
+        stamps: Sequence[int] | None,
+        headers: Sequence[Any] | None,
+        now_ms: int,
+    ) -> None:
+        super().__init__(sender, part)
+        self.count = len(values)
+        self.stamps = stamps
+        self.steps = {0: now_ms}
+        self._now_ms = now_ms
+        self._columns: tuple[Any, Any, Any] | None = (values, keys, headers)
+
+    def encode(self) -> Outgoing:
+        assert self._columns is not None
+        values, keys, headers = self._columns
+        self._columns = None
+        times = (self._now_ms, self._now_ms, None) if self.stamps is None else timestamp_steps(self.stamps)
+        return encode(self.part.partition.topic.settings, values, keys, times, headers)
+
+
+def _buckets(
+    parts: Sequence[Part], values: Any, keys: Any, times: Any, headers: Any
+) -> Iterator[tuple[Part, list[tuple[Any, ...]]]]:
+    """The rows of each part: value, key, then timestamp and headers where there are such columns."""
+    columns = [column for column in (values, keys, times, headers) if column is not None]
+    rows: dict[Part, list[tuple[Any, ...]]] = {}
+    for part in set(parts):
+        rows[part] = []
+    pushes = {part: bucket.append for part, bucket in rows.items()}
+    for part, row in zip(parts, zip(*columns, strict=True), strict=True):
+        pushes[part](row)
+    yield from rows.items()
 
 
 def _bisect(sums: Sequence[int], limit: int, start: int, most: int) -> int:

@@ -50,6 +50,10 @@ _LOOK_FOR_MEMBERS_S: Final = 0.1
 """How often a member of a group looks whether another has died: a try of a lock, a microsecond a member."""
 
 
+_TICK: Final[list[Message]] = []
+"""What the ticker puts in the place of a run."""
+
+
 class Consumer:
     """Reads topics, alone or as a member of a group. Made by `Bus.consumer`."""
 
@@ -495,25 +499,21 @@ class Consumer:
         return self._loop(timeout)
 
     def _loop(self, timeout: float | None) -> Iterator[Message]:
-        monotonic = self._clock.monotonic
-        while True:
-            run = self._next_run(timeout)
-            if not run:
-                return
-            due = self._due()
-            for message in run:
-                self._current = message
-                yield message
-                # Resumed: the message is processed.
-                if self._run is not run:
-                    self._resumed(message)
-                    break
-                if monotonic() >= due:
-                    due = self._tend_in_run(message)
-                    if self._run is not run:
+        try:
+            while True:
+                run = self._next_run(timeout)
+                if not run:
+                    return
+                for message in run:
+                    self._current = message
+                    yield message
+                    # Resumed: the message is processed.
+                    if self._run is not run and not self._resumed(message, run):
                         break
-            else:
-                self._end_run()
+                else:
+                    self._end_run()
+        finally:
+            self._engine.ticker.forget(self)
 
     def _next_run(self, timeout: float | None) -> list[Message]:
         """The next messages of one partition for the loop; `[]` where it ends."""
@@ -533,31 +533,29 @@ class Consumer:
             self._leave_run()
             self._count_polled()
             self._collect(self._deadline(timeout), self._options.max_poll_messages, take, found)
+            if self._membership is not None:
+                self._engine.ticker.watch(self)
         return found
 
-    def _due(self) -> float:
-        """When the loop must look up from its run: for a commit, or to show that it lives."""
-        if self._membership is None:
-            return float("inf")
-        return min(self._commit_at, self._look_at) if self._options.auto_commit else self._look_at
+    def tick(self) -> None:
+        """From the ticker's thread: have the loop look up from its run when it asks for the next message."""
+        if self._run is not None:
+            self._run = _TICK
 
-    def _tend_in_run(self, message: Message) -> float:
+    def _resumed(self, message: Message, run: list[Message]) -> bool:
+        """The run was interrupted while `message`, now processed, was in the loop's hands; whether it goes on."""
         with self._busy:
-            track = self._run_track
-            if track is not None:
-                track.processed = message.offset + 1
-            self._current = None
-            self._tend()
-            return self._due()
-
-    def _resumed(self, message: Message) -> None:
-        """The run was cut short while `message` was in the loop's hands, which is done with it now."""
-        with self._busy:
-            track = self._run_track
+            track, ticked = self._run_track, self._run is _TICK
             if track is not None and self._current is message:
                 track.processed = message.offset + 1
                 self._current = None
+                if ticked and not (self._woken or self._closing):
+                    self._run = run
+                    self._tend()
+                    if self._run is run:
+                        return True
             self._leave_run()
+            return False
 
     def _end_run(self) -> None:
         with self._busy:

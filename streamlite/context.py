@@ -66,7 +66,9 @@ class Context:
         self.follow: Callable[[Any], Any] = lambda partition: None
         """Of a bus that only reads: bring a partition's words up to date."""
         self.on_dirty: Callable[[], Any] = _nothing
-        """Called after a partition became dirty; wakes the syncer where there is one."""
+        """Called after a partition became dirty; wakes the syncer where it has to do with that."""
+        self.on_sealed: Callable[[], Any] = _nothing
+        """Called after a segment was sealed."""
 
     @property
     def epoch(self) -> int:

@@ -1,81 +1,81 @@
-"""What became of sends: one `Outcome` for every batch that a producer staged, one light `Delivery` for every send.
+"""What became of sends: an `Outcome` for every batch, a light `Delivery` for every send.
 
 A send must not pay for a result that nobody looks at. So a `Delivery` is two words, its batch's outcome and its place in
-it, and the outcome knows per partition where the batch begins, or why it failed. Which offset a single message got is
-worked out when somebody asks.
+it; the outcome knows where the batch begins in its partition, or why it failed, and the rest is worked out when somebody
+asks.
 
-An outcome is settled part by part (a batch goes to several partitions), under its own mutex; callbacks run afterwards,
-in the thread that settled the last part, with no lock held.
+An outcome is settled once, by whoever drains; callbacks run afterwards in that thread, with no lock held. Registering
+and settling are guarded by the producer's mutex.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from streamlite.errors import StreamliteError, TimeoutError
 from streamlite.message import RecordMetadata
 
-if TYPE_CHECKING:
-    from streamlite.producer import Producer
-
-__all__ = ["Delivery", "Outcome"]
+__all__ = ["BulkDelivery", "Delivery", "Outcome", "Piece"]
 
 logger = logging.getLogger("streamlite")
 
 
+class Sender(Protocol):
+    """What an outcome needs of its producer."""
+
+    mutex: Any
+
+    def hurry(self, outcome: Outcome, timeout: float | None) -> bool:
+        """Cut the linger short and wait for one outcome; whether it is done."""
+
+    def nudge(self) -> None:
+        """Cut the linger short, without waiting."""
+
+
 class Outcome:
-    """What became of one staged batch. `partitions` has the partition of each message, or is the one of all."""
+    """What became of one batch for one partition."""
 
     __slots__ = (
-        "_callbacks", "_mutex", "_offsets", "_waiting", "bases", "bulk", "bytes", "count", "done", "errors", "open_parts",
-        "partitions", "producer", "seen", "timestamps", "topic",
+        "_callbacks", "_waiting", "base", "bytes", "count", "done", "error", "partition", "seen", "sender", "stamps",
+        "steps", "topic",
     )  # fmt: skip
 
-    def __init__(self, producer: Producer, topic: str) -> None:
-        self.producer = producer
+    def __init__(self, sender: Sender, topic: str, partition: int) -> None:
+        self.sender = sender
         self.topic = topic
+        self.partition = partition
         self.done = False
-        self.bulk = False
+        self.base = -1
+        self.error: StreamliteError | None = None
+        self.seen = False
+        """Whether anybody was told of the error."""
         self.count = 0
         self.bytes = 0
-        self.timestamps: Sequence[int] = ()
-        self.partitions: Sequence[int] | int = 0
-        self.bases: dict[int, list[tuple[int, int]]] = {}
-        """Partition to its (count, base offset) stretches, in order."""
-        self.errors: dict[int, StreamliteError] = {}
-        self.seen = False
-        self.open_parts = 0
-        self._offsets: list[int] | None = None
-        self._callbacks: list[tuple[int, Callable[[Delivery], Any]]] = []
+        self.steps: dict[int, int] = {}
+        """Timestamps in ms: from a place in the batch on."""
+        self.stamps: Sequence[int] | None = None
+        """Timestamps one by one, where they were given."""
+        self._callbacks: list[tuple[int, Callable[[Delivery], Any]]] | None = None
         self._waiting: threading.Event | None = None
-        self._mutex = threading.Lock()  # guards everything above once the batch is on its way
 
-    # -- settling -----------------------------------------------------------------------------------------------------
-
-    def settle(self, partition: int, count: int, base: int, error: StreamliteError | None) -> bool:
-        """One part is written at `base`, or failed; whether that was the last one."""
-        with self._mutex:
-            if error is not None:
-                self.errors[partition] = error
-            else:
-                self.bases.setdefault(partition, []).append((count, base))
-            self.open_parts -= 1
-            return self.open_parts <= 0
-
-    def finish(self) -> None:
-        """All parts are settled: wake who waits, run the callbacks."""
-        with self._mutex:
+    def settle(self, base: int, error: StreamliteError | None) -> None:
+        """The batch stands at `base`, or failed. Wakes who waits, runs the callbacks."""
+        with self.sender.mutex:
+            self.base = base
+            self.error = error
             self.done = True
-            waiting, callbacks, self._callbacks = self._waiting, self._callbacks, []
+            waiting, callbacks, self._callbacks = self._waiting, self._callbacks, None
         if waiting is not None:
             waiting.set()
-        for index, callback in callbacks:
-            self._call(callback, index)
+        if callbacks is not None:
+            for index, callback in callbacks:
+                self._call(callback, index)
 
     def _call(self, callback: Callable[[Delivery], Any], index: int) -> None:
         try:
@@ -85,15 +85,17 @@ class Outcome:
 
     def add_callback(self, index: int, callback: Callable[[Delivery], Any]) -> None:
         """Call it when done; at once if it is."""
-        with self._mutex:
+        with self.sender.mutex:
             if not self.done:
+                if self._callbacks is None:
+                    self._callbacks = []
                 self._callbacks.append((index, callback))
                 return
         self._call(callback, index)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until done; whether it is."""
-        with self._mutex:
+        with self.sender.mutex:
             if self.done:
                 return True
             if self._waiting is None:
@@ -101,83 +103,20 @@ class Outcome:
             waiting = self._waiting
         return waiting.wait(timeout)
 
-    # -- asking -------------------------------------------------------------------------------------------------------
-
-    def error(self, index: int) -> StreamliteError | None:
-        """Why message `index` failed, or `None`."""
-        if not self.errors:
-            return None
+    def failure(self) -> StreamliteError | None:
+        """Why it failed, or `None`; whoever asks has been told."""
         self.seen = True
-        if index < 0:
-            return next(iter(self.errors.values()))
-        return self.errors.get(self.partition(index))
-
-    def partition(self, index: int) -> int:
-        """The partition of message `index`."""
-        return self.partitions if isinstance(self.partitions, int) else self.partitions[index]
+        return self.error
 
     def metadata(self, index: int) -> RecordMetadata:
         """Where message `index` stands."""
-        partition = self.partition(index)
-        return RecordMetadata(self.topic, partition, self._offset(index, partition), self.timestamps[index])
+        return RecordMetadata(self.topic, self.partition, self.base + index, self._timestamp(index))
 
-    def _offset(self, index: int, partition: int) -> int:
-        stretches = self.bases[partition]
-        if isinstance(self.partitions, int):
-            return _place(stretches, index)
-        if self._offsets is None:
-            self._offsets = _offsets(self.partitions, self.bases)
-        return self._offsets[index]
-
-
-def _place(stretches: Sequence[tuple[int, int]], rank: int) -> int:
-    for count, base in stretches:
-        if rank < count:
-            return base + rank
-        rank -= count
-    raise IndexError(rank)
-
-
-def _offsets(partitions: Sequence[int], bases: dict[int, list[tuple[int, int]]]) -> list[int]:
-    """The offset of every message: the n-th of a partition is the n-th of its stretches."""
-    next_rank = dict.fromkeys(bases, 0)
-    found = []
-    for partition in partitions:
-        if partition not in bases:
-            found.append(-1)
-            continue
-        rank = next_rank[partition]
-        next_rank[partition] = rank + 1
-        found.append(_place(bases[partition], rank))
-    return found
-
-
-class Results(Sequence[RecordMetadata]):
-    """Where each message of a `send_many` stands; worked out one by one, when asked."""
-
-    __slots__ = ("_outcomes", "_total")
-
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self._outcomes = outcomes
-        self._total = sum(outcome.count for outcome in outcomes)
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(self._total))]
-        at = index + self._total if index < 0 else index
-        if not 0 <= at < self._total:
-            raise IndexError(f"message {index} of {self._total}")
-        for outcome in self._outcomes:
-            if at < outcome.count:
-                return outcome.metadata(at)
-            at -= outcome.count
-        raise IndexError(index)
-
-    def __repr__(self) -> str:
-        return f"<{self._total} messages delivered>"
+    def _timestamp(self, index: int) -> int:
+        if self.stamps is not None:
+            return self.stamps[index]
+        places = sorted(self.steps)
+        return self.steps[places[max(bisect_right(places, index) - 1, 0)]]
 
 
 class Delivery(msgspec.Struct, gc=False, eq=False):
@@ -204,9 +143,9 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
     def exception(self, timeout: float | None = None) -> StreamliteError | None:
         """Why the send failed; `None` when it did not. Waits as `result` does."""
         outcome = self._outcome
-        if not outcome.done and not outcome.producer.hurry(outcome, timeout):
-            raise TimeoutError(f"no result from the disk within {timeout} s; the message is not lost, ask again")
-        return outcome.error(self._index)
+        if not outcome.done:
+            _wait(outcome, timeout)
+        return outcome.failure()
 
     def add_done_callback(self, fn: Callable[[Delivery], Any]) -> None:
         """Have `fn(delivery)` called once it is done, with no lock held, in whichever thread finds out; at once if it is."""
@@ -219,11 +158,12 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
 
-            def tell(_: Delivery) -> None:
-                loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
+            def resolve() -> None:
+                if not future.done():
+                    future.set_result(None)
 
-            self.add_done_callback(tell)
-            self._outcome.producer.nudge()
+            self.add_done_callback(lambda _: loop.call_soon_threadsafe(resolve))
+            self._outcome.sender.nudge()
             yield from future
         return self.result()
 
@@ -231,17 +171,77 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
         outcome = self._outcome
         if not outcome.done:
             return f"<Delivery to {outcome.topic!r}: on its way>"
-        error = outcome.errors.get(outcome.partition(self._index)) if outcome.errors else None
-        return f"<Delivery to {outcome.topic!r}: {error if error else outcome.metadata(self._index)}>"
+        return f"<Delivery to {outcome.topic!r}: {outcome.error or outcome.metadata(self._index)}>"
+
+
+def _wait(outcome: Outcome, timeout: float | None) -> None:
+    if not outcome.sender.hurry(outcome, timeout):
+        raise TimeoutError(f"no result from the disk within {timeout} s; nothing is lost, ask again")
+
+
+class Piece:
+    """A stretch of a `send_many`: its outcomes by partition, and the partition of each message (or of all)."""
+
+    __slots__ = ("_ranks", "count", "outcomes", "placed")
+
+    def __init__(self, outcomes: dict[int, Outcome], placed: Sequence[int] | int, count: int) -> None:
+        self.outcomes = outcomes
+        self.placed = placed
+        self.count = count
+        self._ranks: list[int] | None = None
+
+    def metadata(self, index: int) -> RecordMetadata:
+        """Where message `index` of the stretch stands."""
+        if isinstance(self.placed, int):
+            return self.outcomes[self.placed].metadata(index)
+        if self._ranks is None:
+            following = dict.fromkeys(self.outcomes, 0)
+            ranks = []
+            for partition in self.placed:
+                ranks.append(following[partition])
+                following[partition] += 1
+            self._ranks = ranks
+        return self.outcomes[self.placed[index]].metadata(self._ranks[index])
+
+
+class Results(Sequence[RecordMetadata]):
+    """Where each message of a `send_many` stands; worked out one by one, when asked."""
+
+    __slots__ = ("_pieces", "_total")
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+        self._total = sum(piece.count for piece in pieces)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(self._total))]
+        at = index + self._total if index < 0 else index
+        if not 0 <= at < self._total:
+            raise IndexError(f"message {index} of {self._total}")
+        for piece in self._pieces:
+            if at < piece.count:
+                break
+            at -= piece.count
+        return piece.metadata(at)
+
+    def __repr__(self) -> str:
+        return f"<{self._total} messages delivered>"
 
 
 class BulkDelivery(Delivery, gc=False, eq=False):
     """Of a `send_many`: done when all its pieces are."""
 
-    _pieces: list[Outcome] = []
+    _pieces: list[Piece] = []
+
+    def _outcomes(self) -> list[Outcome]:
+        return [outcome for piece in self._pieces for outcome in piece.outcomes.values()]
 
     def done(self) -> bool:
-        return all(piece.done for piece in self._pieces)
+        return all(outcome.done for outcome in self._outcomes())
 
     def result(self, timeout: float | None = None) -> Any:
         error = self.exception(timeout)
@@ -250,19 +250,20 @@ class BulkDelivery(Delivery, gc=False, eq=False):
         return Results(self._pieces)
 
     def exception(self, timeout: float | None = None) -> StreamliteError | None:
-        for piece in self._pieces:
-            if not piece.done and not piece.producer.hurry(piece, timeout):
-                raise TimeoutError(f"no result from the disk within {timeout} s; the messages are not lost, ask again")
-            error = piece.error(-1)
-            if error is not None:
-                return error
-        return None
+        first: StreamliteError | None = None
+        for outcome in self._outcomes():
+            if not outcome.done:
+                _wait(outcome, timeout)
+            error = outcome.failure()
+            first = first or error
+        return first
 
     def add_done_callback(self, fn: Callable[[Delivery], Any]) -> None:
-        # Pieces settle in any order and thread; the last one calls.
-        left = [len(self._pieces)]
+        outcomes = self._outcomes()
+        left = [len(outcomes)]
         mutex = threading.Lock()
 
+        # Outcomes are settled in any order and thread; the last one calls.
         def settled(_: Delivery) -> None:
             with mutex:
                 left[0] -= 1
@@ -270,9 +271,11 @@ class BulkDelivery(Delivery, gc=False, eq=False):
             if last:
                 fn(self)
 
-        for piece in self._pieces:
-            piece.add_callback(0, settled)
+        if not outcomes:
+            self._outcome.add_callback(0, lambda _: fn(self))
+        for outcome in outcomes:
+            outcome.add_callback(0, settled)
 
     def __repr__(self) -> str:
-        done = sum(piece.count for piece in self._pieces if piece.done)
-        return f"<Delivery of {sum(piece.count for piece in self._pieces)} messages: {done} done>"
+        count = sum(piece.count for piece in self._pieces)
+        return f"<Delivery of {count} messages: {'done' if self.done() else 'on their way'}>"

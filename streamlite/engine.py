@@ -46,6 +46,7 @@ from streamlite.maintenance import Maintenance
 from streamlite.offsets import Offsets
 from streamlite.registry import Registry, TopicState
 from streamlite.syncer import Syncer
+from streamlite.ticker import Ticker
 
 __all__ = ["Engine"]
 
@@ -67,6 +68,7 @@ class Engine:
         self._open_lock = open_lock
         self.offsets = Offsets(ctx, self.registry)
         self.maintenance = Maintenance(ctx, self.registry)
+        self.ticker = Ticker(ctx.clock)
         self.syncer: Syncer | None = None
         self.opened: dict[Any, None] = {}
         """Producers, consumers and workers that close before the log does, the last opened first."""
@@ -103,8 +105,9 @@ class Engine:
             lock.release()
         if location != MEMORY:
             engine.syncer = Syncer(ctx, engine.registry, sync_interval_s)
-            ctx.on_dirty = engine.syncer.woken
+            ctx.on_sealed = engine.syncer.woken
             if sync != "never":
+                ctx.on_dirty = engine.syncer.woken
                 engine.syncer.worker.wake()
         return engine
 
@@ -207,6 +210,7 @@ class Engine:
 
     def _stop(self) -> None:
         self.maintenance.worker.stop()
+        self.ticker.worker.stop()
         if self.syncer is not None:
             self.syncer.worker.stop()
             if not self.ctx.forked and self.ctx.sync != "never":

@@ -340,6 +340,7 @@ class Partition:
         self._set_active(end, 0, NEVER_MS, 0, 0)
         slot.set(FLAGS, 0)
         self.ctx.sealed.add(self)
+        self.ctx.on_sealed()
 
     def _set_active(self, base: int, position: int, max_timestamp: int, indexed: int, born: int) -> None:
         slot = self.slot

@@ -13,7 +13,7 @@ on, and fails after `lock_timeout`.
 The buffer counts each message's payload plus `MESSAGE_OVERHEAD`. A lane reserves room when it begins a batch; where
 there is none, `send` waits up to `max_block` seconds, and then the message was not taken.
 
-Locks: `_mutex` guards lanes and the buffer's count and is held for moments; `_draining` is the drain's. `_mutex` is
+Locks: `mutex` guards lanes and the buffer's count and is held for moments; `_draining` is the drain's. `mutex` is
 never held while `_draining` is waited for, and no lock at all while a callback runs.
 """
 
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from streamlite.clock import SystemClock
 from streamlite.config import ProducerOptions
-from streamlite.delivery import BulkDelivery, Delivery, Outcome
+from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
 from streamlite.errors import (
     BufferFullError,
@@ -41,10 +41,10 @@ from streamlite.errors import (
     UnsupportedError,
 )
 from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
-from streamlite.partition import Partition
+from streamlite.partition import Outgoing, Partition
 from streamlite.registry import TopicState
 from streamlite.serde import Serde, encode_raw
-from streamlite.staging import MESSAGE_OVERHEAD, STAGED_MAX, Chunk, Lane, Staged, split
+from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, Lane, Part, place
 from streamlite.subscription import topic_state
 from streamlite.worker import Worker
 
@@ -52,9 +52,18 @@ __all__ = ["Producer"]
 
 _RETRY_S: Final = 0.0005
 """How soon a partition whose lock was taken is tried again; a lock is held for tens of microseconds."""
+_ALERT_S: Final = 0.02
+"""How long the worker keeps looking after the last batch began: to wake it for each of a run of sends would cost more."""
+_GRACE_S: Final = 0.0005
+"""By so much the worker is later than a sender: as long as messages come, the sending thread takes a due batch itself."""
+_HURRIED: Final = 16
+"""After somebody waited for a result, so many batches of one message go at once: he will wait for the next as well."""
 _ROUTES_MAX: Final = 1024
 _FAILED_MAX: Final = 1000
 """Failed batches remembered until somebody flushes, who is told of the first."""
+
+
+_Queue = deque[tuple[Batch, Outgoing]]
 
 
 class _Route:
@@ -77,20 +86,22 @@ class Producer:
         self._options = options
         clock = self._ctx.clock
         self._clock = clock
-        self._system_clock = isinstance(clock, SystemClock)
-        self._time_ms = clock.time_ms
+        # Seconds since the epoch: the machine's clock is one call in C, and a send makes one.
+        self._now = time.time if isinstance(clock, SystemClock) else lambda: clock.time_ms() / 1000
         self._linger_ms = options.linger_ms
         self._raw: dict[Any, Lane] = {}  # topic arguments whose messages are plain bytes or text: the fast path
         self._routes: dict[Any, _Route] = {}
         self._lanes: dict[int, Lane] = {}  # by incarnation
-        self._mutex = threading.RLock()
-        self._room = threading.Condition(self._mutex)
+        self.mutex = threading.RLock()
+        self._room = threading.Condition(self.mutex)
         self._buffered = 0  # bytes sealed and not settled, and room reserved by lanes
-        self._sealed: deque[Staged] = deque()
-        self._queues: dict[Partition, deque[Chunk]] = {}
+        self._sealed: deque[Batch] = deque()
+        self._queues: dict[Partition, _Queue] = {}
+        self._blocked: dict[Partition, float] = {}  # since when a partition's lock was found taken
         self._draining = threading.Lock()
-        self._unsettled: dict[Outcome, None] = {}
-        self._failed: list[Outcome] = []
+        self._unsettled: dict[Batch, None] = {}
+        self._failed: list[Batch] = []
+        self._begun = 0.0  # when the last batch of any lane began
         self._closed = False
         self._finished = False
         self._worker = Worker("producer", self._step, clock)
@@ -131,32 +142,36 @@ class Producer:
             return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
         if type(key) is bytes:
             size = len(value) + len(key)
-        elif key is None and not lane.keyed_only:
+        elif key is None:
             size = len(value)
         else:
             return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
-        if size > lane.message_bytes_max:
+        part = lane.by_key[key]
+        if part is None or size > lane.message_bytes_max:
             return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
-        now = time.time_ns() // 1_000_000 if self._system_clock else self._time_ms()
-        with self._mutex:
-            outcome = lane.outcome
-            left = lane.left - size - MESSAGE_OVERHEAD
-            if outcome is None or left < 0:
-                outcome = self._begin(lane, size + MESSAGE_OVERHEAD, now)
-                left = lane.left - size - MESSAGE_OVERHEAD
-            lane.left = left
-            index = lane.count
-            lane.count = index + 1
-            lane.push((value, key, now))
-            due = now - lane.opened_ms >= self._linger_ms or index >= STAGED_MAX
+        size += MESSAGE_OVERHEAD
+        batch = part.batch
+        now = self._now()
+        due = False
+        if now >= batch.tick or lane.left < size:
+            batch, due = self._tick(part, size, now)
+        item = (value, key)
+        items = batch.items
+        items.append(item)
+        lane.left -= size
+        if part.batch is not batch:
+            return self._late(part, batch, items, item, size)
+        index = len(items) - 1
+        if items[index] is not item:
+            index = place(items, item)
         if due:
             self._go(lane)
-        return Delivery(outcome, index)
+        return Delivery(batch, index)
 
     def _send_any(
         self, topic: Any, value: Any, key: Any, partition: int | None, timestamp: Any, headers: Any, sequence: int | None
     ) -> Delivery:
-        """`send` for everything that is not bytes to a known topic and nothing else."""
+        """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
         route = self._route(topic)
         lane = route.lane
         if sequence is not None:
@@ -165,8 +180,9 @@ class Producer:
         key_data = encode_raw(key, "key") if route.key is None else route.key.encode(key)
         if partition is not None:
             partition = check_partition(lane.state, partition)
+        moment = None if timestamp is None else check_timestamp(timestamp)
         pairs = check_headers(headers)
-        if lane.keyed_only and key_data is None:
+        if key_data is None and lane.state.settings.compacted:
             raise ConfigError(f"topic {lane.state.name!r} is compacted: it takes no message without a key")
         size = len(data or b"") + len(key_data or b"") + headers_bytes(pairs)
         if size > lane.message_bytes_max:
@@ -174,23 +190,65 @@ class Producer:
                 f"a message of {size:,} bytes (key, value and headers) to {lane.state.name!r}, which takes "
                 f"{lane.message_bytes_max:,}: send less, or raise its max_message_bytes"
             )
-        now = self._time_ms()
-        moment = now if timestamp is None else check_timestamp(timestamp)
-        with self._mutex:
+        plain = moment is None and not pairs
+        item = (data, key_data) if plain else (data, key_data, moment, pairs)
+        return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD)
+
+    def _stage(self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int) -> Delivery:
+        """Put an item in under the mutex; `size` is what it takes of the buffer."""
+        with self.mutex:
             self._check_open()
-            outcome = lane.outcome
-            if outcome is None or lane.left < size + MESSAGE_OVERHEAD:
-                outcome = self._begin(lane, size + MESSAGE_OVERHEAD, now)
-            lane.left -= size + MESSAGE_OVERHEAD
-            index = lane.count
-            lane.count = index + 1
-            if partition is not None or pairs:
-                lane.extras[index] = (partition, pairs)
-            lane.push((data, key_data, moment))
-            due = now - lane.opened_ms >= self._linger_ms or index >= STAGED_MAX
+            now = self._now()
+            self._make_room(lane, size, now)
+            found = lane.by_key[item[1]] if partition is None else lane.parts[partition]
+            part = lane.parts[0] if found is None else found
+            batch = self._open(part, now)
+            if len(item) > 2:
+                batch.mixed = True
+            items = batch.items
+            items.append(item)
+            index = place(items, item)
+            lane.left -= size
+            due = now >= lane.due_at
         if due:
             self._go(lane)
-        return Delivery(outcome, index)
+        elif self._sealed:
+            self._drain_if_free()
+        return Delivery(batch, index)
+
+    def _tick(self, part: Part, size: int, now: float) -> tuple[Batch, bool]:
+        """The part has no open batch, a millisecond has passed, or the lane is full: `(batch, whether it is due)`."""
+        lane = part.lane
+        with self.mutex:
+            self._check_open()
+            self._make_room(lane, size, now)
+            return self._open(part, now), now >= lane.due_at or bool(self._sealed)
+
+    def _make_room(self, lane: Lane, size: int, now: float) -> None:
+        """Under the mutex: what is staged makes way if it must, and the lane has room for `size` bytes."""
+        if lane.left < size:
+            self._seal(lane)
+        if not lane.active:
+            self._begin(lane, size, now)
+
+    def _open(self, part: Part, now: float) -> Batch:
+        """Under the mutex: the part's batch, its time brought up to date."""
+        batch = part.batch
+        if batch is NOTHING:
+            batch = Batch(self, part)
+            batch.step(now)
+            part.batch = batch
+            part.lane.active.append(part)
+        elif now >= batch.tick:
+            batch.step(now)
+        return batch
+
+    def _late(self, part: Part, batch: Batch, items: list[tuple[Any, ...]], item: tuple[Any, ...], size: int) -> Delivery:
+        """The batch was sealed while the item was put in: if it came too late, it is staged anew."""
+        with self.mutex:
+            if batch.holds(items, item):
+                return Delivery(batch, place(items, item))
+        return self._stage(part.lane, part.partition.number, item, size)
 
     def send_many(
         self,
@@ -206,28 +264,28 @@ class Producer:
 
         Columns are as long as `values`. All are checked before any is sent; more than the buffer holds goes in pieces.
         """
-        route = self._route(topic)
-        lane = route.lane
         from streamlite.bulk import BulkColumns  # the bulk path, loaded by who uses it
 
+        route = self._route(topic)
+        lane = route.lane
         columns = BulkColumns(lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
-        pieces: list[Outcome] = []
+        pieces: list[Piece] = []
         budget = max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
-        for staged, size in columns.pieces(lane, budget, self._new_outcome, self._time_ms):
-            with self._mutex:
+        for start, stop, size in columns.cuts(budget):
+            with self.mutex:
                 self._check_open()
                 self._seal(lane)
                 self._wait_for_room(size)
                 self._buffered += size
-                staged.outcome.bytes = size
-                self._unsettled[staged.outcome] = None
-                self._sealed.append(staged)
-            pieces.append(staged.outcome)
+                piece, batches = columns.piece(self, lane, start, stop, int(self._now() * 1000))
+                self._send_off(batches, size)
+            pieces.append(piece)
             self._drain_if_free()
-        if not pieces:
-            pieces.append(self._new_outcome(lane))
-            pieces[0].finish()
-        return BulkDelivery(pieces[0], 0, pieces)
+        if pieces:
+            return BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces)
+        nothing = Outcome(self, lane.state.name, 0)
+        nothing.settle(0, None)
+        return BulkDelivery(nothing, 0, [])
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
@@ -237,7 +295,7 @@ class Producer:
         self._ctx.check_writable()
         route = self._routes.get(topic)
         if route is None or route.lane.state.seen != self._engine.registry.changes:
-            with self._mutex:
+            with self.mutex:
                 route = self._new_route(topic)
         return route
 
@@ -253,7 +311,7 @@ class Producer:
             registry.current(state)
         lane = self._lanes.get(state.incarnation)
         if lane is None:
-            lane = self._lanes[state.incarnation] = Lane(state, len(self._lanes) % len(state.partitions))
+            lane = self._lanes[state.incarnation] = Lane(state, len(self._lanes))
         else:
             self._seal(lane)
             lane.take_settings()
@@ -267,29 +325,27 @@ class Producer:
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def _new_outcome(self, lane: Lane) -> Outcome:
-        return Outcome(self, lane.state.name)
-
-    def _begin(self, lane: Lane, size: int, now_ms: int) -> Outcome:
-        """Under the mutex: seal what is staged and begin a batch with room for `size` at least."""
-        self._check_open()
-        self._seal(lane)
-        if lane.state.seen != self._engine.registry.changes:
-            self._engine.registry.current(lane.state)
+    def _begin(self, lane: Lane, size: int, now: float) -> None:
+        """Under the mutex: the lane, which is empty, gets room for `size` bytes at least."""
+        registry = self._engine.registry
+        if lane.state.seen != registry.changes:
+            registry.current(lane.state)
             lane.take_settings()
         self._wait_for_room(size)
         free = self._options.buffer_bytes - self._buffered
-        room = max(size, min(self._options.batch_bytes, free // 2))
+        room = max(size, min(self._options.batch_bytes, free // 2, STAGED_MAX * MESSAGE_OVERHEAD))
         self._buffered += room
-        outcome = self._new_outcome(lane)
-        self._unsettled[outcome] = None
-        quiet = now_ms - lane.last_ms >= self._linger_ms
-        lane.begin(outcome, room, now_ms, self._clock.monotonic())
-        if quiet:
-            lane.opened_ms = now_ms - 60_000  # the first after a quiet moment goes at once
-        elif self._worker.idle:
+        lane.left = lane.reserved = room
+        self._begun = lane.opened = self._clock.monotonic()
+        linger = self._linger_ms / 1000
+        if now - lane.last_at >= linger or lane.hurried:
+            # The first after a quiet moment goes at once, and so does the next of who waits for each.
+            lane.due_at = now
+            lane.hurried = max(lane.hurried - 1, 0)
+            return
+        lane.due_at = now + linger
+        if self._worker.idle:
             self._worker.wake()
-        return outcome
 
     def _wait_for_room(self, size: int) -> None:
         """Under the mutex: wait until `size` bytes fit the buffer, or it is empty; `BufferFullError`."""
@@ -310,23 +366,36 @@ class Producer:
 
     def _seal(self, lane: Lane) -> None:
         """Under the mutex: put what is staged on its way."""
-        unused = lane.left
-        staged = lane.seal()
-        if staged is not None:
-            lane.last_ms = self._time_ms()
-            self._buffered -= unused
-            self._sealed.append(staged)
+        if not lane.active:
+            return
+        self._buffered -= lane.left  # room that was not used
+        size = lane.reserved - lane.left
+        lane.left = lane.reserved = 0
+        lane.last_at = self._now()
+        batches = lane.seal()
+        if not batches:
+            self._buffered -= size
+        self._send_off(batches, size)
+
+    def _send_off(self, batches: Sequence[Batch], size: int) -> None:
+        """Under the mutex: these batches, `size` bytes of the buffer together, are the drain's now."""
+        for batch in batches:
+            batch.bytes = size // len(batches)
+            self._unsettled[batch] = None
+        if batches:
+            batches[0].bytes += size - size // len(batches) * len(batches)
+            self._sealed.extend(batches)
 
     def _seal_all(self) -> None:
-        with self._mutex:
+        with self.mutex:
             for lane in self._lanes.values():
                 self._seal(lane)
 
     # -- the drain ----------------------------------------------------------------------------------------------------
 
     def _go(self, lane: Lane) -> None:
-        """A batch is due: write it here if that costs no wait, else leave it to the worker."""
-        with self._mutex:
+        """A lane is due: write its batches here if that costs no wait, else leave them to the worker."""
+        with self.mutex:
             self._seal(lane)
         self._drain_if_free()
 
@@ -339,105 +408,92 @@ class Producer:
     def _drain(self, timeout: float) -> bool:
         """Write what is sealed, as far as locks are free; `False` where the drain itself was taken."""
         while self._sealed or self._queues:
-            if not self._draining.acquire(timeout=timeout) if timeout > 0 else not self._draining.acquire(blocking=False):
+            if not (self._draining.acquire(timeout=timeout) if timeout > 0 else self._draining.acquire(blocking=False)):
                 return False
-            finished: list[Outcome] = []
+            settled: list[tuple[Batch, int, StreamliteError | None]] = []
             try:
-                progress = self._drain_once(finished)
+                self._drain_once(settled)
             finally:
                 self._draining.release()
-                self._settled(finished)
-            if not progress:
+                self._settle(settled)
+            if not settled:
                 return True
         return True
 
-    def _drain_once(self, finished: list[Outcome]) -> bool:
-        """Split and append, holding `_draining`; whether anything came off."""
-        progress = False
+    def _drain_once(self, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
+        """Encode and append, holding `_draining`; what became of the batches goes to `settled`."""
+        queues = self._queues
         while self._sealed:
-            staged = self._sealed.popleft()
-            progress = True
+            batch = self._sealed.popleft()
             try:
-                chunks = split(staged)
+                outgoing = batch.encode()
             except StreamliteError as error:
-                self._fail_all(staged, error, finished)
+                settled.append((batch, -1, error))
                 continue
-            for chunk in chunks:
-                self._queues.setdefault(chunk.partition, deque()).append(chunk)
-        for partition, queue in list(self._queues.items()):
-            progress |= self._append(partition, queue, finished)
-            if not queue:
-                del self._queues[partition]
-        return progress
+            queue = queues.get(batch.part.partition)
+            if queue is None:
+                queue = queues[batch.part.partition] = deque()
+            queue.append((batch, outgoing))
+        for partition in list(queues):
+            self._append(partition, queues[partition], settled)
+            if not queues[partition]:
+                del queues[partition]
 
-    def _fail_all(self, staged: Staged, error: StreamliteError, finished: list[Outcome]) -> None:
-        outcome = staged.outcome
-        outcome.partitions = 0
-        outcome.settle(0, outcome.count, 0, error)
-        finished.append(outcome)
-
-    def _append(self, partition: Partition, queue: deque[Chunk], finished: list[Outcome]) -> bool:
-        """Append a partition's chunks if its lock is free; whether any was settled."""
-        chunks = list(queue)
-        try:
-            result = partition.try_append([chunk.outgoing for chunk in chunks])
-        except StreamliteError as error:
-            self._settle(queue, [], error, finished)
-            return True
-        if result is None:
-            return self._expire(queue, finished)
-        self._settle(queue, result.offsets, result.error, finished)
-        return True
-
-    def _expire(self, queue: deque[Chunk], finished: list[Outcome]) -> bool:
-        """The partition's lock is taken: chunks that waited for it too long fail."""
-        now = time.monotonic()
-        timeout = self._ctx.lock_timeout
-        for chunk in queue:
-            chunk.since = chunk.since or now
-        late = sum(now - chunk.since >= timeout for chunk in queue)
-        if not late:
-            return False
-        error = LockTimeoutError(
-            f"the lock of {queue[0].partition.guard.what} stayed taken for {timeout:g} s; these messages were not written: "
-            "its holder may be stopped or very slow; send them again, or raise lock_timeout"
-        )
-        for _ in range(late):
-            self._settle_one(queue.popleft(), -1, error, finished)
-        return True
-
-    def _settle(
-        self, queue: deque[Chunk], offsets: Sequence[int], error: StreamliteError | None, finished: list[Outcome]
+    def _append(
+        self, partition: Partition, queue: _Queue, settled: list[tuple[Batch, int, StreamliteError | None]]
     ) -> None:
-        for offset in offsets:
-            self._settle_one(queue.popleft(), offset, None, finished)
+        """Append a partition's batches if its lock is free."""
+        error: StreamliteError | None = None
+        try:
+            result = partition.try_append([outgoing for _, outgoing in queue])
+        except StreamliteError as failure:
+            error = failure
+        else:
+            if result is None:
+                self._expire(queue, settled)
+                return
+            error = result.error
+            self._blocked.pop(partition, None)
+            for offset in result.offsets:
+                settled.append((queue.popleft()[0], offset, None))
+        # What follows a failed batch in its partition must not overtake it: it fails as well, for the same reason.
         if error is not None:
-            # What follows the failed one in this partition must not overtake it: it fails as well, for the same reason.
-            while queue:
-                self._settle_one(queue.popleft(), -1, error, finished)
+            settled.extend((batch, -1, error) for batch, _ in queue)
+            queue.clear()
 
-    def _settle_one(self, chunk: Chunk, offset: int, error: StreamliteError | None, finished: list[Outcome]) -> None:
-        if chunk.outcome.settle(chunk.partition.number, chunk.outgoing.count, offset, error):
-            finished.append(chunk.outcome)
-
-    def _settled(self, finished: list[Outcome]) -> None:
-        """Give room back and tell who waits, with no lock held but for a moment."""
-        if not finished:
+    def _expire(self, queue: _Queue, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
+        """The partition's lock is taken: batches that waited for it too long fail."""
+        partition = queue[0][0].part.partition
+        timeout = self._ctx.lock_timeout
+        now = time.monotonic()
+        if now - self._blocked.setdefault(partition, now) < timeout:
             return
-        with self._mutex:
-            for outcome in finished:
-                self._buffered -= outcome.bytes
-                self._unsettled.pop(outcome, None)
-                if outcome.errors and len(self._failed) < _FAILED_MAX:
-                    self._failed.append(outcome)
+        del self._blocked[partition]
+        error = LockTimeoutError(
+            f"the lock of {partition.guard.what} stayed taken for {timeout:g} s; these messages were not written: its "
+            "holder may be stopped or very slow; send them again, or raise lock_timeout"
+        )
+        settled.extend((batch, -1, error) for batch, _ in queue)
+        queue.clear()
+
+    def _settle(self, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
+        """Give room back and tell who waits, with no lock held but for a moment."""
+        if not settled:
+            return
+        with self.mutex:
+            for batch, _, error in settled:
+                self._buffered -= batch.bytes
+                self._unsettled.pop(batch, None)
+                if error is not None and len(self._failed) < _FAILED_MAX:
+                    self._failed.append(batch)
             self._room.notify_all()
         on_delivery = self._options.on_delivery
-        for outcome in finished:
+        for batch, base, error in settled:
             if on_delivery is not None:
-                for index in range(outcome.count):
-                    outcome.add_callback(index, on_delivery)
-                outcome.seen = True
-            outcome.finish()
+                batch.seen = True
+                for index in range(batch.count):
+                    batch.add_callback(index, on_delivery)
+            batch.settle(base, error)
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
@@ -445,29 +501,34 @@ class Producer:
         """What the worker does when it is due: lanes whose linger is over, and whatever senders left."""
         if self._ctx.forked:
             return None
-        next_due = self._seal_due()
+        next_due, now = self._seal_due()
         if not self._drain(0) or self._queues:
             return _RETRY_S
+        if next_due is None and now - self._begun < _ALERT_S:
+            return max(self._linger_ms / 1000, _RETRY_S)
         return next_due
 
-    def _seal_due(self) -> float | None:
+    def _seal_due(self) -> tuple[float | None, float]:
+        """Seal what lingered long enough: `(seconds until the next is due, now)`."""
         linger = self._linger_ms / 1000
         soonest: float | None = None
-        with self._mutex:
+        with self.mutex:
             now = self._clock.monotonic()
             for lane in self._lanes.values():
-                if lane.outcome is not None:
-                    left = lane.opened + linger - now
+                if lane.active:
+                    left = lane.opened + linger + _GRACE_S - now
                     if left <= 0:
                         self._seal(lane)
                     else:
                         soonest = left if soonest is None else min(soonest, left)
-        return soonest
+        return soonest, now
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def hurry(self, outcome: Outcome, timeout: float | None) -> bool:
         """Cut the linger short and wait for one batch; whether it is done."""
+        if isinstance(outcome, Batch):
+            outcome.part.lane.hurried = _HURRIED
         return self._wait_until(lambda: outcome.done, outcome, timeout)
 
     def nudge(self) -> None:
@@ -511,7 +572,7 @@ class Producer:
 
     def _flush(self, timeout: float | None) -> None:
         self._ctx.check_fork()
-        with self._mutex:
+        with self.mutex:
             self._seal_all()
             waiting = list(self._unsettled)
         if not self._wait_until(lambda: all(outcome.done for outcome in waiting), None, timeout):
@@ -519,11 +580,11 @@ class Producer:
             raise TimeoutError(f"{left:,} messages have no result after {timeout} s; they are not lost, flush again")
 
     def _raise_unseen(self) -> None:
-        with self._mutex:
+        with self.mutex:
             failed, self._failed = self._failed, []
         for outcome in failed:
             if not outcome.seen:
-                error = outcome.error(-1)
+                error = outcome.failure()
                 assert error is not None
                 raise error
 
@@ -534,7 +595,7 @@ class Producer:
         """
         if self._finished or self._ctx.forked:
             return
-        with self._mutex:
+        with self.mutex:
             self._closed = True  # from here on no send gets in: it finds its lane sealed and looks at this
             self._raw.clear()
             self._routes.clear()

@@ -11,8 +11,11 @@ Lengths and positions are bytes, offsets count messages.
 
 from __future__ import annotations
 
+import threading
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from streamlite.files import File, MissingFile
@@ -40,6 +43,8 @@ NEVER_MS = -(1 << 63)
 
 _WALK_BYTES = 64 << 10
 _WALK_VERIFIED_BYTES = 1 << 20
+_INDEX_READ_BYTES = 1 << 20
+"""Of an index, at a time: its size says nothing about how much of it makes sense."""
 
 
 class Found(NamedTuple):
@@ -87,10 +92,52 @@ def walk_verified(file: File, position: int, limit: int) -> Iterator[Found]:
         position += header.total_bytes
 
 
+class _Index:
+    """What was read of an index: columns that only grow. Where entries go away another one takes its place.
+
+    An offset is added last and the others are looked at no further than the offsets go, so who reads needs no lock.
+    """
+
+    __slots__ = ("max_times", "offsets", "positions")
+
+    def __init__(self) -> None:
+        self.offsets = array("q")
+        self.positions = array("q")
+        self.max_times = array("q")
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, at: int) -> IndexEntry:
+        return IndexEntry(self.offsets[at], self.positions[at], self.max_times[at])
+
+    def take(self, entries: list[IndexEntry]) -> bool:
+        """Add what continues it; whether that was all."""
+        for column in (self.max_times, self.positions):
+            del column[len(self) :]  # of an entry that a signal handler cut off half-way
+        last = self[-1] if self.offsets else None
+        for entry in entries:
+            if last is not None and not entry.follows(last):
+                return False  # stale: not a continuation of what is known
+            self.max_times.append(entry.max_timestamp)
+            self.positions.append(entry.position)
+            self.offsets.append(entry.offset)
+            last = entry
+        return True
+
+    def until(self, position: int) -> _Index:
+        """A copy with the entries for positions before `position`."""
+        kept = _Index()
+        keep = bisect_left(self.positions, position, 0, len(self))
+        kept.offsets, kept.positions = self.offsets[:keep], self.positions[:keep]
+        kept.max_times = self.max_times[:keep]
+        return kept
+
+
 class Segment:
     """A segment of one partition, known by its name; holds no descriptor, only what it read of its index."""
 
-    __slots__ = ("_handles", "_incarnation", "_max_times", "_offsets", "_positions", "base", "generation", "next", "path")
+    __slots__ = ("_handles", "_incarnation", "_index", "_mutex", "base", "generation", "next", "path")
 
     def __init__(
         self, handles: Handles, incarnation: int, directory: str, base: int, next_offset: int = 0, generation: int = 0
@@ -102,9 +149,8 @@ class Segment:
         """For a compacted segment the offset after those it stands for; 0 where the next segment's base tells."""
         self.generation = generation
         self.path = f"{directory}/{segment_name(base, next_offset, generation)}"
-        self._offsets: list[int] = []
-        self._positions: list[int] = []
-        self._max_times: list[int] = []
+        self._mutex = threading.Lock()  # guards the growth and the replacement of _index: readers share a segment
+        self._index = _Index()
 
     @classmethod
     def parse(cls, handles: Handles, incarnation: int, directory: str, name: str) -> Segment | None:
@@ -143,73 +189,79 @@ class Segment:
 
     def cut_index(self, position: int) -> None:
         """Remove index entries for positions from `position` on; under the partition's lock, before the log is cut."""
-        self._load()
-        keep = bisect_left(self._positions, position)
-        for column in (self._offsets, self._positions, self._max_times):
-            del column[keep:]
-        try:
-            self.index_file().truncate(keep * INDEX_ENTRY_BYTES)
-        except MissingFile:
-            return  # no index yet: nothing to cut
+        with self._mutex:
+            kept = self._look().until(position)
+            with suppress(MissingFile):  # no index yet: nothing to cut
+                self.index_file().truncate(len(kept) * INDEX_ENTRY_BYTES)
+            self._index = kept
 
     def replace_index(self, entries: list[IndexEntry]) -> None:
         """Write the whole index anew, from a walk; under the partition's lock."""
-        file = self.index_file(create=True)
-        file.truncate(0)
-        file.write([pack_entry(entry) for entry in entries], 0)
-        self._offsets, self._positions, self._max_times = [], [], []
-        self._take(entries)
+        with self._mutex:
+            file = self.index_file(create=True)
+            file.truncate(0)
+            file.write([pack_entry(entry) for entry in entries], 0)
+            self._index = _Index()
+            self._index.take(entries)
 
-    def _load(self) -> None:
-        """Take up the entries that were appended since the last look."""
+    def _load(self) -> _Index:
+        """The index, with the entries that were appended since the last look."""
+        with self._mutex:
+            return self._look()
+
+    def _look(self) -> _Index:
+        index = self._index
         try:
             file = self.index_file()
         except MissingFile:
-            return
-        known = len(self._offsets) * INDEX_ENTRY_BYTES
+            return index
         size = file.size()
-        if size > known:
-            self._take(unpack_entries(file.read(size - known, known)))
-
-    def _take(self, entries: list[IndexEntry]) -> None:
-        for entry in entries:
-            if self._offsets and (entry.offset <= self._offsets[-1] or entry.position <= self._positions[-1]):
-                return  # stale: not a continuation of what is known
-            self._offsets.append(entry.offset)
-            self._positions.append(entry.position)
-            self._max_times.append(entry.max_timestamp)
+        if size < len(index) * INDEX_ENTRY_BYTES:
+            index = self._index = _Index()  # somebody cut it: which entries are still true is in the file
+        known = len(index) * INDEX_ENTRY_BYTES
+        while size - known >= INDEX_ENTRY_BYTES:
+            entries = unpack_entries(file.read(min(size - known, _INDEX_READ_BYTES), known))
+            if not index.take(entries) or len(entries) < _INDEX_READ_BYTES // INDEX_ENTRY_BYTES:
+                break
+            known = len(index) * INDEX_ENTRY_BYTES
+        return index
 
     def last_entry(self) -> IndexEntry | None:
         """The last index entry, which for a sealed segment stands for its end."""
-        self._load()
-        if not self._offsets:
-            return None
-        return IndexEntry(self._offsets[-1], self._positions[-1], self._max_times[-1])
+        index = self._load()
+        return index[len(index) - 1] if len(index) else None
 
     def floor(self, offset: int) -> IndexEntry:
         """The last confirmed index entry at or before `offset`; the segment's beginning where there is none."""
-        self._load()
-        return self._confirmed(bisect_right(self._offsets, offset) - 1)
+        index = self._load()
+        return self._confirmed(index, bisect_right(index.offsets, offset) - 1)
 
     def floor_time(self, timestamp_ms: int) -> IndexEntry:
         """The last confirmed entry with nothing of that time or later before it."""
-        self._load()
-        return self._confirmed(bisect_left(self._max_times, timestamp_ms) - 1)
+        index = self._load()
+        return self._confirmed(index, bisect_left(index.max_times, timestamp_ms, 0, len(index)) - 1)
 
-    def _confirmed(self, at: int) -> IndexEntry:
+    def _confirmed(self, index: _Index, at: int) -> IndexEntry:
         """The entry number `at`, or the nearest before it that points at the batch it names."""
         while at >= 0:
+            entry = index[at]
             try:
-                header = unpack_header(self.file().read(HEADER_BYTES, self._positions[at]))
-                if header.base_offset == self._offsets[at]:
-                    return IndexEntry(self._offsets[at], self._positions[at], self._max_times[at])
+                header = unpack_header(self.file().read(HEADER_BYTES, entry.position))
+                if header.base_offset == entry.offset:
+                    return entry
+                self._forget(index)
             except ShortBatch:
                 pass  # an entry for the segment's end: nothing stands there
             except BadBatch:
-                self._offsets, self._positions, self._max_times = [], [], []  # an index of other bytes
-                break
+                self._forget(index)
             at -= 1
         return IndexEntry(self.base, 0, NEVER_MS)
+
+    def _forget(self, index: _Index) -> None:
+        """It is of other bytes than the log now has: the next seek reads it anew."""
+        with self._mutex:
+            if self._index is index:
+                self._index = _Index()
 
 
 class IndexBuilder:

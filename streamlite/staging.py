@@ -1,220 +1,224 @@
-"""From staged messages to encoded batches: what a producer does once a batch and not once a message.
+"""Where messages wait for their batch: a `Lane` for each topic, in it a `Part` for each partition.
 
-A `Lane` collects the messages of one topic as tuples `(value, key, timestamp)`. When it is sealed, `split` turns them
-into `Chunk`s, one encoded batch for each partition: keys are mapped to partitions by a memo, messages sorted into
-buckets, buckets turned into columns, all by calls that loop in C. Messages without a key go where the lane sticks, and
-the lane moves on with each batch.
+A part's open `Batch` takes messages as tuples `(value, key)`, or `(value, key, timestamp, headers)` for the few that
+bring more. Putting one in is a single `list.append` and takes no lock. What makes that safe:
 
-Nothing here waits, locks or writes.
+* A batch is sealed under the producer's mutex: first the part gets another batch (`NOTHING`), then the number of its
+  items is taken down. So a sender who finds, after its append, that the part still has the batch it appended to, knows
+  that its item was counted. One who finds another asks under the mutex (`Batch.holds`), and stages the item again if
+  it came too late.
+* What senders count down without a lock (`Lane.left`) may lose an update to a race: it only says when a batch is about
+  full, and the buffer is charged and credited with the same number.
+
+Timestamps are kept as steps, since a burst has thousands of messages a millisecond: a batch notes from which place on
+which time holds, and `tick` says until when the last step does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import repeat
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from streamlite.batch import encode_payload, timestamp_steps
+from streamlite.batch import Timestamps, encode_payload, timestamp_steps
 from streamlite.compression import codec
-from streamlite.delivery import Outcome
+from streamlite.config import TopicSettings
+from streamlite.delivery import Outcome, Sender
 from streamlite.partition import Outgoing, Partition
-from streamlite.partitioner import KeyMemo
+from streamlite.partitioner import partitioner
 from streamlite.registry import TopicState
 
-__all__ = ["MESSAGE_OVERHEAD", "STAGED_MAX", "Chunk", "Lane", "Same", "Staged", "split"]
+__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "STAGED_MAX", "Batch", "Lane", "Part", "encode", "place"]
 
 MESSAGE_OVERHEAD: Final = 250
 """Bytes that a staged message takes in memory beside its payload: tuple, delivery, column entries (PERFORMANCE, S12)."""
 STAGED_MAX: Final = 20_000
-"""Messages in a batch at most: beyond this a batch saves nothing more and a reader must decode it whole."""
+"""Messages in a batch at most: beyond this a batch saves nothing more, and a reader must decode it whole."""
+KEYS_MAX: Final = 100_000
+"""Keys whose part is remembered. When it is full all are forgotten, which costs a hash each."""
+KEY_BYTES_MAX: Final = 256
+"""Longer keys are hashed each time: remembering them would keep them in memory."""
 
-Item = tuple[bytes | None, bytes | None, int]
+_NEVER: Final = float("-inf")
 
 
-class Chunk:
-    """One encoded batch on its way to its partition. `since`: when its append was first tried, by the machine's clock."""
+class Batch(Outcome):
+    """An open or sealed batch of one partition; what became of it is asked of its `Outcome` side."""
 
-    __slots__ = ("outcome", "outgoing", "partition", "since")
+    __slots__ = ("items", "mixed", "part", "tick")
 
-    def __init__(self, partition: Partition, outgoing: Outgoing, outcome: Outcome) -> None:
+    def __init__(self, sender: Sender, part: Part) -> None:
+        super().__init__(sender, part.partition.topic.name, part.partition.number)
+        self.part = part
+        self.items: list[tuple[Any, ...]] = []
+        self.mixed = False
+        self.tick = _NEVER
+
+    def step(self, now: float) -> None:
+        """From here on the time is `now` (seconds)."""
+        moment = int(now * 1000)
+        self.steps[len(self.items)] = moment
+        self.tick = (moment + 1) / 1000
+
+    def holds(self, items: list[tuple[Any, ...]], item: tuple[Any, ...]) -> bool:
+        """Whether `item`, put in `items` while the batch was being sealed, came in time; under the mutex."""
+        if items is _GONE:
+            _GONE.clear()
+            return False
+        return any(one is item for one in items[: self.count])
+
+    def encode(self) -> Outgoing:
+        """The sealed batch as bytes; drops its items."""
+        items, settings = self.items[: self.count], self.part.partition.topic.settings
+        headers = None
+        if self.mixed:
+            items, self.stamps, headers = self._unmix(items)
+        values, keys = zip(*items, strict=True)
+        if self.stamps is None:
+            base, greatest, steps = self._steps()
+        else:
+            base, greatest, steps = timestamp_steps(self.stamps)
+        self.items = _GONE
+        return encode(settings, values, keys, (base, greatest, steps), headers)
+
+    def _steps(self) -> tuple[int, int, Timestamps]:
+        """`(base, greatest, column)` of the steps; under a race one may lie beyond the last item."""
+        steps = self.steps
+        if len(steps) == 1:
+            return steps[0], steps[0], None
+        steps = {place: moment for place, moment in sorted(steps.items()) if place < self.count}
+        base, greatest = min(steps.values()), max(steps.values())
+        if base == greatest:
+            return base, greatest, None
+        return base, greatest, {place: moment - base for place, moment in steps.items()}
+
+    def _unmix(self, items: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], list[int], list[Any] | None]:
+        """Pairs, timestamps and headers of items of both shapes."""
+        stamps, headers = [], []
+        steps, now = self.steps, 0
+        for index, item in enumerate(items):
+            now = steps.get(index, now)
+            stamps.append(now if len(item) == 2 or item[2] is None else item[2])
+            headers.append(item[3] if len(item) == 4 and item[3] else None)
+        return [item[:2] for item in items], stamps, headers if any(headers) else None
+
+
+class _Nothing(Batch):
+    """What a part has while no batch is open: its tick has always passed, so nobody puts anything in."""
+
+    def __init__(self) -> None:
+        self.tick = _NEVER
+        self.items = _GONE
+        self.count = 0
+
+
+_GONE: Final[list[tuple[Any, ...]]] = []
+"""What a batch has for items once they are encoded: what a sender puts in here came too late."""
+NOTHING: Final = _Nothing()
+
+
+class Part:
+    """One partition of a lane."""
+
+    __slots__ = ("batch", "lane", "partition")
+
+    def __init__(self, lane: Lane, partition: Partition) -> None:
+        self.lane = lane
         self.partition = partition
-        self.outgoing = outgoing
-        self.outcome = outcome
-        self.since = 0.0
+        self.batch: Batch = NOTHING
 
 
-class Same(Sequence[int]):
-    """A column that says the same `count` times."""
+class _ByKey(dict[Any, Part | None]):
+    """Key to part; `None` for what may not be sent without asking: no key, where one is needed."""
 
-    __slots__ = ("count", "value")
+    __slots__ = ("_parts", "_place")
 
-    def __init__(self, value: int, count: int) -> None:
-        self.value = value
-        self.count = count
+    def __init__(self, place: Callable[[bytes, int], int], parts: Sequence[Part]) -> None:
+        super().__init__()
+        self._place = place
+        self._parts = parts
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: Any) -> Any:
-        return (self.value,) * len(range(self.count)[index]) if isinstance(index, slice) else self.value
-
-
-class Staged(NamedTuple):
-    """A sealed batch of a lane, not yet split: columns, and the partitions that were asked for."""
-
-    lane: Lane
-    outcome: Outcome
-    values: Sequence[bytes | None]
-    keys: Sequence[bytes | None] | None
-    timestamps: Sequence[int]
-    headers: Sequence[Any] | None
-    partition: int | None
-    """Of all of it, where it was asked for."""
-    placed: Mapping[int, int]
-    """Of the messages at these places."""
+    def __missing__(self, key: Any) -> Part | None:
+        if key is None:
+            return None
+        part = self._parts[self._place(key, len(self._parts))]
+        if len(key) <= KEY_BYTES_MAX:
+            if len(self) >= KEYS_MAX:
+                keyless = self.get(None)
+                self.clear()
+                self[None] = keyless
+            self[key] = part
+        return part
 
 
 class Lane:
-    """The staged messages of one topic, and where they go. Guarded by the producer's mutex."""
+    """The staged messages of one topic. `by_key` and `left` are used without a lock, the rest under the mutex."""
 
     __slots__ = (
-        "bytes_max", "count", "extras", "items", "keyed_only", "last_ms", "left", "memo", "message_bytes_max", "opened",
-        "opened_ms", "outcome", "push", "reserved", "state", "sticky",
+        "_sticky", "active", "by_key", "due_at", "hurried", "last_at", "left", "message_bytes_max", "opened", "parts", "reserved",
+        "state",
     )  # fmt: skip
 
     def __init__(self, state: TopicState, sticky: int) -> None:
         self.state = state
-        self.sticky = sticky
-        self.last_ms = 0  # when the last batch went
-        self.outcome: Outcome | None = None
-        self.begin(None, 0, 0, 0.0)
+        self.active: list[Part] = []  # those with an open batch
+        self.left = self.reserved = 0
+        self.due_at = 0.0  # on the clock of timestamps, seconds
+        self.opened = 0.0  # on the monotonic clock
+        self.last_at = _NEVER  # when the lane was last sealed, on the clock of timestamps
+        self.hurried = 0  # so many batches more go at once, since somebody waited for one
+        self._sticky = sticky
+        self.parts: list[Part] = []
         self.take_settings()
 
     def take_settings(self) -> None:
-        """Take up what the topic's settings say now."""
-        settings = self.state.settings
-        self.keyed_only = settings.compacted
+        """Take up what the topic's settings say now; nothing is staged."""
+        state, settings = self.state, self.state.settings
         self.message_bytes_max = settings.max_message_bytes
-        self.memo = KeyMemo(settings.partitioner, len(self.state.partitions))
+        self.parts += [Part(self, partition) for partition in state.partitions[len(self.parts) :]]
+        self.by_key = _ByKey(partitioner(settings.partitioner), self.parts)
+        self.by_key[None] = None if settings.compacted else self.parts[self._sticky % len(self.parts)]
 
-    def begin(self, outcome: Outcome | None, room: int, now_ms: int, now: float) -> None:
-        """A new batch with room for so many bytes; none when `outcome` is `None`."""
-        self.outcome = outcome
-        self.items: list[Item] = []
-        self.push = self.items.append
-        self.extras: dict[int, tuple[int | None, Any]] = {}
-        self.count = 0
-        self.left = self.reserved = room
-        self.opened_ms = now_ms
-        self.opened = now
+    def next_sticky(self) -> Part:
+        """Messages without a key go to another part from now on; returns the one they went to."""
+        part = self.parts[self._sticky % len(self.parts)]
+        self._sticky += 1
+        if not self.state.settings.compacted:
+            self.by_key[None] = self.parts[self._sticky % len(self.parts)]
+        return part
 
-    def seal(self) -> Staged | None:
-        """Take out what is staged."""
-        outcome = self.outcome
-        if outcome is None:
-            return None
-        outcome.count = self.count
-        outcome.bytes = self.reserved - self.left
-        values, keys, timestamps = zip(*self.items, strict=True)
-        outcome.timestamps = timestamps
-        placed = {index: partition for index, (partition, _) in self.extras.items() if partition is not None}
-        staged = Staged(self, outcome, values, keys, timestamps, self._headers(), None, placed)
-        self.begin(None, 0, 0, 0.0)
-        return staged
-
-    def _headers(self) -> list[Any] | None:
-        if not any(headers for _, headers in self.extras.values()):
-            return None
-        column: list[Any] = [None] * self.count
-        for index, (_, headers) in self.extras.items():
-            column[index] = headers or None
-        return column
-
-    def next_sticky(self) -> int:
-        """The partition for a batch without keys; the next one is for the next batch."""
-        sticky = self.sticky
-        self.sticky = (sticky + 1) % len(self.state.partitions)
-        return sticky
+    def seal(self) -> list[Batch]:
+        """Take out what is staged, under the mutex."""
+        batches = []
+        for part in self.active:
+            batch, part.batch = part.batch, NOTHING
+            batch.count = len(batch.items)
+            if batch.count:
+                batches.append(batch)
+        self.active = []
+        if len(self.parts) > 1:
+            self.next_sticky()
+        return batches
 
 
-def split(staged: Staged) -> list[Chunk]:
-    """The chunks of a staged batch; its outcome knows afterwards which partition each message has."""
-    outcome, state = staged.outcome, staged.lane.state
-    partition = _only_partition(staged)
-    if partition is not None:
-        outcome.partitions = partition
-        outcome.open_parts = 1
-        outgoing = encode(state, staged.values, staged.keys, staged.timestamps, staged.headers)
-        return [Chunk(state.partitions[partition], outgoing, outcome)]
-    outcome.partitions = placed = _partitions(staged)
-    buckets = _buckets(placed, staged)
-    outcome.open_parts = len(buckets)
-    return [Chunk(state.partitions[number], encode(state, *columns), outcome) for number, columns in buckets]
-
-
-def _is_keyless(keys: Sequence[bytes | None] | None) -> bool:
-    return keys is None or (keys[0] is None and keys.count(None) == len(keys))
-
-
-def _only_partition(staged: Staged) -> int | None:
-    """The partition of the whole batch, where it has just one."""
-    lane, keys, placed = staged.lane, staged.keys, staged.placed
-    if staged.partition is not None:
-        return staged.partition
-    if placed:
-        wanted = set(placed.values())
-        return wanted.pop() if len(wanted) == 1 and len(placed) == len(staged.values) else None
-    if len(lane.state.partitions) == 1:
-        return 0
-    if keys is None or _is_keyless(keys):
-        return lane.next_sticky()
-    return lane.memo[keys[0]] if len(keys) == 1 and keys[0] is not None else None
-
-
-def _partitions(staged: Staged) -> list[int]:
-    """The partition of each message."""
-    lane, keys = staged.lane, staged.keys
-    if keys is None or None in keys:
-        sticky, memo = lane.next_sticky(), lane.memo
-        column = keys if keys is not None else (None,) * len(staged.values)
-        placed = [sticky if key is None else memo[key] for key in column]
-    else:
-        placed = list(map(lane.memo.__getitem__, keys))
-    for index, partition in staged.placed.items():
-        placed[index] = partition
-    return placed
-
-
-def _buckets(placed: Sequence[int], staged: Staged) -> list[tuple[int, list[Any]]]:
-    """Partition and the columns (values, keys, timestamps, headers) of what goes there."""
-    same = staged.timestamps if isinstance(staged.timestamps, Same) else None
-    keys = repeat(None) if staged.keys is None else staged.keys
-    times: Any = repeat(0) if same is not None else staged.timestamps
-    columns = (staged.values, keys, times) if staged.headers is None else (staged.values, keys, times, staged.headers)
-    rows: dict[int, list[Any]] = {number: [] for number in sorted(set(placed))}
-    pushes = {number: bucket.append for number, bucket in rows.items()}
-    for number, row in zip(placed, zip(*columns)):  # noqa: B905 - two may be endless
-        pushes[number](row)
-    found = []
-    for number, bucket in rows.items():
-        part: list[Any] = list(zip(*bucket, strict=True))
-        if same is not None:
-            part[2] = Same(same.value, len(bucket))
-        found.append((number, part if staged.headers is not None else [*part, None]))
-    return found
+def place(items: list[tuple[Any, ...]], item: tuple[Any, ...]) -> int:
+    """Where `item`, which was just put in, stands: nearly always last."""
+    index = len(items) - 1
+    while items[index] is not item:
+        index -= 1
+    return index
 
 
 def encode(
-    state: TopicState, values: Sequence[Any], keys: Sequence[Any] | None, timestamps: Sequence[int], headers: Any
+    settings: TopicSettings,
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None,
+    times: tuple[int, int, Timestamps],
+    headers: Sequence[Any] | None,
 ) -> Outgoing:
-    """One batch for one partition, compressed as the topic has it."""
-    if isinstance(timestamps, Same):
-        base, greatest, steps = timestamps.value, timestamps.value, None
-    else:
-        base, greatest, steps = timestamp_steps(timestamps)
+    """One batch for one partition, compressed as the topic has it. `times`: as `timestamp_steps` gives them."""
+    base, greatest, steps = times
     content = encode_payload(keys, values, steps, headers)
-    compression = state.settings.compression
-    if compression == "none":
+    if settings.compression == "none":
         return Outgoing(content, len(values), base, greatest, len(content))
-    chosen = codec(compression)
+    chosen = codec(settings.compression)
     return Outgoing(chosen.compress(content), len(values), base, greatest, len(content), chosen.id)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -38,13 +38,19 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Directory = Annotated[Path, typer.Argument(help="The directory of a bus; only read.", show_default=False)]
 
 
-@app.callback(help="Look into a streamlite bus, or see one at work.")
-def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if show_version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(_version())
         raise typer.Exit
+
+
+@app.callback(help="Look into a streamlite bus, or see one at work.")
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 @app.command()
@@ -141,8 +147,8 @@ def _workplace(directory: Path | None, keep: bool) -> Iterator[Path]:
 
 def _version() -> str:
     try:
-        return version("streamlite")
-    except PackageNotFoundError:  # run from a source tree that is not installed
+        return metadata.version("streamlite")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         return "unknown"
 
 
@@ -154,7 +160,8 @@ def _messages(topic: Topic) -> str:
 
 def _settings(topic: Topic) -> str:
     """Those that are not the default, separated by spaces, since a value may hold a comma."""
-    changed = (name for name, value in topic.settings.items() if value != TOPIC_SETTINGS.get(name, value))
+    shown = topic.settings.keys() - {"partitions"}
+    changed = (name for name in shown if topic.settings[name] != TOPIC_SETTINGS.get(name))
     return " ".join(f"{name}={topic.settings[name]}" for name in sorted(changed))
 
 

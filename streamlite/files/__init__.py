@@ -50,7 +50,7 @@ class File(ABC):
 
     @abstractmethod
     def truncate(self, size: int) -> None:
-        """Cut it to `size`."""
+        """Cut it to `size`; a smaller file grows to it, with zeros."""
 
     @abstractmethod
     def sync(self) -> None:
@@ -64,11 +64,15 @@ class FileLock(ABC):
 
     @abstractmethod
     def acquire(self, *, shared: bool = False) -> bool:
-        """Take it if it is free, at once: whether it was. Holding it already, this changes its kind."""
+        """Take it if it is free, at once: whether it was. Holding it already, this changes its kind.
+
+        Where the change fails the old kind is kept. It is not done in one step, so whoever changes a kind does so under
+        another lock that all its users take: `StorageError` where somebody took it in between and nothing is held.
+        """
 
     @abstractmethod
     def release(self) -> None:
-        """Give it back."""
+        """Give it back; nothing where it is not held, and in the child of a fork, where it is the parent's."""
 
 
 class Files(ABC):
@@ -86,15 +90,18 @@ class Files(ABC):
 
     @abstractmethod
     def map(self, path: str, offset: int, size: int) -> memoryview:
-        """A shared mapping of bytes `offset` to `offset + size`, allocated first; it lives as long as its views."""
+        """A shared mapping of bytes `offset` to `offset + size`, allocated first; it lives as long as its views.
+
+        `offset` is a multiple of the page size. Bytes are mapped or read and written, never both.
+        """
 
     @abstractmethod
     def read_file(self, path: str) -> bytes:
-        """The whole of a small file."""
+        """The whole of a small file; `CorruptionError` for one that cannot be meant."""
 
     @abstractmethod
     def replace_file(self, path: str, data: bytes, *, sync: bool) -> None:
-        """Put `data` at `path` in one step: a reader sees the old file or the new. `sync`: durable before it returns."""
+        """Put `data` at `path` in one step: readers see the old file or the new. `sync`: durable before it returns."""
 
     @abstractmethod
     def list(self, path: str) -> list[str]:
@@ -102,7 +109,7 @@ class Files(ABC):
 
     @abstractmethod
     def make_dir(self, path: str) -> None:
-        """Create a directory, mode 0700; one that is there is fine. Its parent must exist."""
+        """Create a directory, mode 0700; one that is there is fine, a file is not. Its parent must exist."""
 
     @abstractmethod
     def rename(self, path: str, to: str) -> None:

@@ -1,10 +1,14 @@
 """Files in a directory of a local disk.
 
-The boundary is the user who owns the directory: it and all below it are 0700 and 0600 whatever the umask, and no
-symbolic link is followed below it. `flock` is the only lock: a POSIX `lockf` lock vanishes when *any* descriptor of the
-file is closed, and a `flock` belongs to the open file, so that two buses in one process exclude each other like two
+The boundary is the user who owns the directory: it and all below it are created 0700 and 0600 whatever the umask, and
+no symbolic link is followed below it. `flock` is the only lock: a POSIX `lockf` lock vanishes when *any* descriptor of
+the file is closed, and a `flock` belongs to the open file, so that two buses in one process exclude each other like two
 processes. Mapped files are allocated before they are mapped, because a store into a hole on a full disk kills the
 process (SIGBUS).
+
+A fork copies descriptors, and with them the parent's locks: a lock would outlive its holder in a child that knows
+nothing of it. So every descriptor is opened and noted down under one mutex that a fork takes first, and the child
+closes its copies before anything else of it runs. Whoever uses one there gets `ForkedError`.
 """
 
 from __future__ import annotations
@@ -16,146 +20,226 @@ import os
 import shutil
 import stat
 import threading
+import weakref
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
-from streamlite.errors import FormatError, StorageError
+from streamlite.errors import CorruptionError, ForkedError, FormatError, StorageError
 from streamlite.files import File, FileLock, Files, MissingFile
 
 __all__ = ["LocalFiles"]
 
-_NETWORK = ("nfs", "cifs", "smb", "afs", "9p", "ceph", "gluster", "lustre", "fuse.sshfs", "fuse.s3", "fuse.rclone")
-_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
+_NETWORK: Final = (
+    "nfs", "cifs", "smb", "afs", "9p", "ceph", "gluster", "lustre", "gpfs", "beegfs", "orangefs", "gfs2", "ocfs2",
+    "fuse.sshfs", "fuse.s3", "fuse.rclone", "fuse.gluster", "fuse.ceph", "fuse.gcsfuse", "fuse.juicefs",
+)  # fmt: skip
+# Opening a FIFO that somebody left there must not block: it would, with the mutex below held. Plain files do not mind.
+_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_EXCLUSIVE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+_SHARED: Final = fcntl.LOCK_SH | fcntl.LOCK_NB
+_UNLOCK: Final = fcntl.LOCK_UN
+_IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
+_READ_MAX: Final = 0x7FFFF000
+"""What Linux reads in one call at most; read(2), "Notes"."""
+SMALL_FILE_BYTES_MAX: Final = 64 << 20
+"""Of a file that is read whole: the list of a topic with 100,000 partitions is under 1 MiB."""
 
-# A fork between opening a descriptor and keeping it would leave the child a copy that nobody closes, and with it the
-# parent's locks: so descriptors are opened under this mutex, and fork takes it first.
-_opening = threading.Lock()
-os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+_datasync = getattr(os, "fdatasync", os.fsync)
 
 
-class LocalFile(File):
-    """A descriptor; closed when nobody refers to it any more, so that a call under way never loses it."""
-
-    __slots__ = ("_fd", "path")
+class _Descriptor:
+    """An open descriptor; closed when nobody refers to it any more, so that a call under way never loses it."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
 
+    # `close` is bound here, because at interpreter exit `os` may be gone before the last object is.
+    def __del__(self, close: Any = os.close, refused: type[Exception] = OSError) -> None:
+        fd, self._fd = getattr(self, "_fd", -1), -1
+        if fd >= 0:
+            try:  # noqa: SIM105 - contextlib may be gone as well
+                close(fd)
+            except refused:
+                pass  # somebody closed it behind our back; there is nobody to tell
+
+    def _fail(self, what: str, error: OSError) -> NoReturn:
+        if self._fd < 0:
+            raise ForkedError(
+                f"{self.path} was opened before a fork, it is the parent's: open the bus again in the child"
+            )
+        _fail(what, self.path, error)
+
+
+_D = TypeVar("_D", bound=_Descriptor)
+
+# Re-entrant, because a signal handler that forks may run in a thread that is opening something.
+_opening = threading.RLock()  # guards the set below, and descriptors from their opening until they are in it
+_descriptors: weakref.WeakSet[_Descriptor] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for descriptor in list(_descriptors):
+        descriptor.__del__()
+    _descriptors.clear()
+    _opening.release()
+
+
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_close_in_child)
+
+
+class LocalFile(_Descriptor, File):
+    """A file's descriptor."""
+
     def read(self, size: int, position: int) -> bytes:
         try:
-            return os.pread(self._fd, size, position)
+            data = os.pread(self._fd, size, position)
+            if _READ_MAX <= len(data) < size:
+                data += self.read(size - len(data), position + len(data))
         except OSError as error:
-            _fail("read", self.path, error)
+            self._fail("read", error)
+        return data
 
     def write(self, buffers: Sequence[bytes], position: int) -> None:
         try:
-            total = sum(map(len, buffers))
             written = os.pwritev(self._fd, buffers[:_IOV_MAX], position)
-            if written != total:
+            if written != sum(map(len, buffers)):
                 self._write_rest(buffers, position, written)
         except OSError as error:
-            _fail("write", self.path, error)
+            self._fail("write", error)
 
     def _write_rest(self, buffers: Sequence[bytes], position: int, written: int) -> None:
-        rest = memoryview(b"".join(buffers))[written:]
-        position += written
-        while rest:
-            count = os.pwrite(self._fd, rest, position)
-            if count == 0:
+        """Go on after a call that wrote the first `written` bytes: there were too many buffers, or too little room."""
+        rest = [memoryview(buffer) for buffer in buffers]
+        at = 0
+        while True:
+            position += written
+            while at < len(rest) and written >= len(rest[at]):
+                written -= len(rest[at])
+                at += 1
+            if at == len(rest):
+                return
+            rest[at] = rest[at][written:]
+            written = os.pwritev(self._fd, rest[at : at + _IOV_MAX], position)
+            if written == 0:
                 raise OSError(errno.EIO, "a write of no bytes")
-            rest = rest[count:]
-            position += count
 
     def size(self) -> int:
         try:
             return os.fstat(self._fd).st_size
         except OSError as error:
-            _fail("stat", self.path, error)
+            self._fail("stat", error)
 
     def truncate(self, size: int) -> None:
         try:
             os.ftruncate(self._fd, size)
         except OSError as error:
-            _fail("truncate", self.path, error)
+            self._fail("truncate", error)
 
     def sync(self) -> None:
         try:
             _datasync(self._fd)
         except OSError as error:
-            _fail("sync", self.path, error)
+            self._fail("sync", error)
 
-    def __del__(self) -> None:
-        fd = getattr(self, "_fd", -1)
-        if fd >= 0:
-            os.close(fd)
+    def map(self, offset: int, size: int, *, writable: bool) -> memoryview:
+        """See `Files.map`; a hole anywhere in the file (it was copied) counts as one in these bytes."""
+        try:
+            found = os.fstat(self._fd)
+            if writable and (found.st_size < offset + size or found.st_blocks * 512 < found.st_size):
+                _allocate(self._fd, offset, size)
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            return memoryview(mmap.mmap(self._fd, size, offset=offset, access=access))
+        except OSError as error:
+            self._fail("map", error)
+        except ValueError as error:
+            _fail("map", self.path, error)
+
+    def sync_names(self) -> None:
+        """Bring a directory's entries to the device."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            self._fail("sync", error)
 
 
-class LocalLock(FileLock):
+class LocalLock(_Descriptor, FileLock):
     """A `flock`. Released when the descriptor is closed, be it by the end of its process."""
 
-    __slots__ = ("_fd", "_pid", "path")
-
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
-        self._fd = fd
-        self._pid = os.getpid()
+    _held: int | None = None
 
     def acquire(self, *, shared: bool = False) -> bool:
+        wanted = _SHARED if shared else _EXCLUSIVE
         try:
-            fcntl.flock(self._fd, _SHARED if shared else _EXCLUSIVE)
+            fcntl.flock(self._fd, wanted)
         except BlockingIOError:
+            self._keep()
             return False
-        except OSError as error:
-            _fail("lock", self.path, error)
+        except (OSError, ValueError) as error:
+            self._refuse("lock", error)
+        self._held = wanted
         return True
 
+    def _keep(self) -> None:
+        """Take back what a change of kind that failed has let go; flock(2): it "is not guaranteed to be atomic"."""
+        if self._held is not None:
+            try:
+                fcntl.flock(self._fd, self._held)
+            except OSError as error:
+                self._held = None
+                self._refuse("take back the lock", error)
+
     def release(self) -> None:
+        self._held = None
+        if self._fd < 0:
+            return  # in the child of a fork: to unlock would be to free the parent's lock
         try:
             fcntl.flock(self._fd, _UNLOCK)
         except OSError as error:
-            _fail("unlock", self.path, error)
+            self._refuse("unlock", error)
 
-    def __del__(self) -> None:
-        fd = getattr(self, "_fd", -1)
-        if fd >= 0:
-            os.close(fd)
-
-
-_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
-_SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
-_UNLOCK = fcntl.LOCK_UN
-_IOV_MAX = min(1024, os.sysconf("SC_IOV_MAX"))
-_datasync = getattr(os, "fdatasync", os.fsync)
+    def _refuse(self, what: str, error: Exception) -> NoReturn:
+        # `flock` of a closed descriptor is a ValueError, since it is negative.
+        self._fail(what, error if isinstance(error, OSError) else OSError(errno.EBADF, str(error)))
 
 
 class LocalFiles(Files):
-    """A directory, created (mode 0700) where absent unless `read_only`, refused where it is not safe or not local."""
+    """A directory, created (mode 0700) where absent unless `read_only`, refused where it is not safe or not local.
+
+    With `read_only` nothing is created or changed: what would be is a `StorageError` (EROFS).
+    """
 
     def __init__(self, root: str, *, read_only: bool = False) -> None:
         self.root = os.path.abspath(root)
         self._read_only = read_only
-        if not read_only:
-            self._create_root()
-        self._check_root()
-
-    def _create_root(self) -> None:
         try:
-            os.makedirs(os.path.dirname(self.root), mode=0o700, exist_ok=True)
-            os.mkdir(self.root, 0o700)
-            os.chmod(self.root, 0o700)
-        except FileExistsError:
-            return
-        except OSError as error:
-            _fail("create", self.root, error)
-
-    def _check_root(self) -> None:
-        try:
-            found = os.stat(self.root)
-        except OSError as error:
+            created = [] if read_only else self._create_root()
+            self._check_root(os.stat(self.root))
+            if not read_only and (created or not os.listdir(self.root)):
+                # Their names must be on the device; an empty one's too: who created it may have died before this.
+                for at in created or [self.root]:
+                    _sync_directory(os.path.dirname(at))
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             _fail("open", self.root, error)
+
+    def _create_root(self) -> list[str]:
+        """Create it, and the directories above it as far as they are missing; which these were."""
+        missing: list[str] = []
+        at = self.root
+        while not os.path.lexists(at):
+            missing.append(at)
+            at = os.path.dirname(at)
+        for at in reversed(missing):
+            try:
+                os.mkdir(at, 0o700)
+                os.chmod(at, 0o700)
+            except FileExistsError:
+                pass  # another process was quicker
+        return missing
+
+    def _check_root(self, found: os.stat_result) -> None:
         if not stat.S_ISDIR(found.st_mode):
             raise FormatError(f"cannot open {self.root}: it is no directory; name a directory, or a path not yet taken")
         if found.st_uid != os.geteuid() and not self._read_only:
@@ -170,7 +254,10 @@ class LocalFiles(Files):
             )
         kind = _file_system(found.st_dev)
         if kind.startswith(_NETWORK):
-            raise FormatError(f"refusing {self.root}: {kind} is a network file system, where locks cannot be trusted")
+            raise FormatError(
+                f"refusing {self.root}: {kind} is a network file system, where locks cannot be trusted; name a "
+                "directory on a local disk"
+            )
         if not self._read_only and not os.access(self.root, os.W_OK | os.X_OK):
             raise StorageError(
                 f"cannot write into {self.root}: permission denied; open it with read_only=True to read only",
@@ -178,41 +265,70 @@ class LocalFiles(Files):
                 path=self.root,
             )
 
-    def _at(self, path: str) -> str:
+    def _at(self, what: str, path: str, *, itself: bool = False) -> str:
+        """The full path; refused where a symbolic link is on the way (or, with `itself`, at its end).
+
+        Nobody but the owner can put one there while the bus is open: what is looked for is one that came with a copy.
+        """
+        names = path.split("/") if path else []
+        at = self.root
+        for name in names if itself else names[:-1]:
+            at = f"{at}/{name}"
+            try:
+                is_link = stat.S_ISLNK(os.lstat(at).st_mode)
+            except OSError:
+                break  # the call that follows says what is wrong
+            if is_link:
+                _fail(what, at, OSError(errno.ELOOP, ""))
         return f"{self.root}/{path}" if path else self.root
 
-    def open(self, path: str, *, create: bool = False) -> File:
-        flags = os.O_RDONLY if self._read_only else os.O_RDWR
-        return LocalFile(path, self._descriptor(path, flags | (os.O_CREAT if create else 0)))
+    def _change(self, what: str, path: str) -> str:
+        """As `_at`, for what changes something."""
+        if self._read_only:
+            raise StorageError(
+                f"cannot {what} {self.root}/{path}: it was opened with read_only=True", errno=errno.EROFS, path=path
+            )
+        return self._at(what, path)
 
-    def lock(self, path: str) -> FileLock:
-        return LocalLock(path, self._descriptor(path, os.O_RDWR | os.O_CREAT))
-
-    def _descriptor(self, path: str, flags: int) -> int:
+    def _opened(self, kind: type[_D], path: str, flags: int) -> _D:
+        at = self._at("open", path)
         try:
             with _opening:
-                fd = os.open(self._at(path), flags | _OPEN, 0o600)
+                opened = kind(path, os.open(at, flags | _OPEN, 0o600))
+                _descriptors.add(opened)
+            if flags & os.O_CREAT and os.fstat(opened._fd).st_mode & 0o600 != 0o600:
+                os.fchmod(opened._fd, 0o600)  # just created, under a umask that takes rights from its owner
         except OSError as error:
-            _fail("open", self._at(path), error)
-        return fd
+            _fail("open", at, error)
+        return opened
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        if self._read_only:
+            return self._opened(LocalFile, path, os.O_RDONLY)
+        return self._opened(LocalFile, path, os.O_RDWR | (os.O_CREAT if create else 0))
+
+    def lock(self, path: str) -> FileLock:
+        self._change("lock", path)
+        return self._opened(LocalLock, path, os.O_RDWR | os.O_CREAT)
 
     def map(self, path: str, offset: int, size: int) -> memoryview:
-        fd = self._descriptor(path, os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT)
-        try:
-            if not self._read_only and os.fstat(fd).st_size < offset + size:
-                _allocate(fd, offset, size)
-            access = mmap.ACCESS_READ if self._read_only else mmap.ACCESS_WRITE
-            return memoryview(mmap.mmap(fd, size, offset=offset, access=access))
-        except (OSError, ValueError) as error:
-            _fail("map", self._at(path), error)
-        finally:
-            os.close(fd)
+        flags = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT
+        return self._opened(LocalFile, path, flags).map(offset, size, writable=not self._read_only)
 
     def read_file(self, path: str) -> bytes:
         file = self.open(path)
-        return file.read(file.size(), 0)
+        size = file.size()
+        if size > SMALL_FILE_BYTES_MAX:
+            raise CorruptionError(
+                f"{path} has {size:,} bytes, and none of its kind has more than {SMALL_FILE_BYTES_MAX:,}; restore it "
+                "from a copy",
+                file=path,
+                position=SMALL_FILE_BYTES_MAX,
+            )
+        return file.read(size, 0)
 
     def replace_file(self, path: str, data: bytes, *, sync: bool) -> None:
+        self._change("replace", path)
         scratch = f"{path}.new"
         file = self.open(scratch, create=True)
         file.truncate(0)
@@ -224,51 +340,52 @@ class LocalFiles(Files):
             self.sync_dir(path.rpartition("/")[0])
 
     def list(self, path: str) -> list[str]:
+        at = self._at("list", path, itself=True)
         try:
-            return os.listdir(self._at(path))
+            return os.listdir(at)
         except OSError as error:
-            _fail("list", self._at(path), error)
+            _fail("list", at, error)
 
     def make_dir(self, path: str) -> None:
-        at = self._at(path)
+        at = self._change("create", path)
         try:
             os.mkdir(at, 0o700)
             os.chmod(at, 0o700)
-        except FileExistsError:
-            return
         except OSError as error:
-            _fail("create", at, error)
+            if not isinstance(error, FileExistsError) or not os.path.isdir(at):
+                _fail("create", at, error)
 
     def rename(self, path: str, to: str) -> None:
+        at, to = self._change("rename", path), self._change("rename", to)
         try:
-            os.rename(self._at(path), self._at(to))
+            os.rename(at, to)
         except OSError as error:
-            _fail("rename", self._at(path), error)
+            _fail("rename", at, error)
 
     def remove(self, path: str) -> None:
+        at = self._change("remove", path)
         try:
-            os.unlink(self._at(path))
+            os.unlink(at)
         except FileNotFoundError:
             return
         except OSError as error:
-            _fail("remove", self._at(path), error)
+            _fail("remove", at, error)
 
     def remove_tree(self, path: str) -> None:
-        try:
-            shutil.rmtree(self._at(path))
-        except FileNotFoundError:
+        at = self._change("remove", path)
+        while True:
+            try:
+                shutil.rmtree(at)
+            except FileNotFoundError:
+                # Perhaps somebody else removes it too and was quicker with one of its names: `rmtree` left the rest.
+                if os.path.lexists(at):
+                    continue
+            except OSError as error:
+                _fail("remove", at, error)
             return
-        except OSError as error:
-            _fail("remove", self._at(path), error)
 
     def sync_dir(self, path: str) -> None:
-        fd = self._descriptor(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            _fail("sync", self._at(path), error)
-        finally:
-            os.close(fd)
+        self._opened(LocalFile, path, os.O_RDONLY | os.O_DIRECTORY).sync_names()
 
     def boot_id(self) -> int:
         return _boot_id()
@@ -277,13 +394,20 @@ class LocalFiles(Files):
         return
 
 
+_HINTS: Final = {
+    errno.ENOSPC: "; make room and send again",
+    errno.EDQUOT: "; make room and send again",
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+    errno.ELOOP: "; it is a symbolic link, and none is followed inside the directory of a bus",
+}
+
+
 def _fail(what: str, path: str, error: Exception) -> NoReturn:
     """Raise the `StorageError` that stands for what the operating system said."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else str(error)
     kind = MissingFile if number == errno.ENOENT else StorageError
-    hint = {errno.ENOSPC: "; make room and send again", errno.EMFILE: "; raise the limit of open files (ulimit -n)"}
-    raise kind(f"cannot {what} {path}: {reason}{hint.get(number or 0, '')}", errno=number, path=path) from error
+    raise kind(f"cannot {what} {path}: {reason}{_HINTS.get(number or 0, '')}", errno=number, path=path) from error
 
 
 def _allocate(fd: int, offset: int, size: int) -> None:
@@ -291,7 +415,19 @@ def _allocate(fd: int, offset: int, size: int) -> None:
         os.posix_fallocate(fd, offset, size)
         return
     end = os.fstat(fd).st_size  # macOS: real zeros take the room as well
-    os.pwrite(fd, bytes(offset + size - end), end)
+    os.pwrite(fd, bytes(max(0, offset + size - end)), end)
+
+
+def _sync_directory(path: str) -> None:
+    """Sync the entries of a directory above the root, where this user may read it at all."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _file_system(device: int) -> str:
@@ -301,19 +437,31 @@ def _file_system(device: int) -> str:
         text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not `splitlines`: a path may hold what that takes for the end of a line
         fields, _, rest = line.partition(" - ")
-        if fields.split(" ")[2] == wanted:
+        if fields.split(" ")[2:3] == [wanted]:
             return rest.split(" ")[0]
     return ""
 
 
 def _boot_id() -> int:
-    """Linux's random boot id folded to 64 bits; elsewhere the boot time, which `sysctl` keeps."""
-    try:
-        text: Any = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-    except OSError:
-        import subprocess  # macOS only, once an open
+    """Linux's random boot id folded to 64 bits; elsewhere the boot time, which `sysctl` keeps.
 
-        text = subprocess.run(["sysctl", "-n", "kern.boottime"], capture_output=True, check=False).stdout
+    Where neither can be had nothing stands in for it: counters of a boot before the present one must not be believed.
+    """
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        text = _boot_time()
+    if not text:
+        raise StorageError("cannot tell when this machine was started: mount /proc, or make the sysctl command work")
     return (zlib.crc32(text) << 32 | zlib.crc32(text[::-1])) or 1
+
+
+def _boot_time() -> bytes:
+    import subprocess  # macOS only, once an open
+
+    try:
+        return subprocess.run(["sysctl", "-n", "kern.boottime"], capture_output=True, check=False).stdout.strip()
+    except OSError:
+        return b""

@@ -34,7 +34,7 @@ def peak():
 CONSUME: Final = """
 import streamlite
 before = peak()
-with streamlite.open(sys.argv[1]) as bus, bus.consumer("t", group="g") as consumer:
+with streamlite.open(sys.argv[1]) as bus, bus.consumer("t", group=f"g{os.getpid()}") as consumer:
     seen = 0
     while seen < int(sys.argv[2]):
         batch = consumer.poll(60)

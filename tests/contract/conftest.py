@@ -1,11 +1,11 @@
 """The backends that the contract suite runs over, and what each can do.
 
-A test asks for `bus`, or for `open_bus` when it opens buses itself, and runs once for every backend. What it needs beyond the
-common contract it says with `@pytest.mark.needs(...)`, naming capabilities; backends that lack one are left out. A new
-backend is one more entry in `BACKENDS`.
+A test asks for `bus`, or for `open_bus` when it opens buses itself, and runs once for every backend. What it needs
+beyond the common contract it says with `@pytest.mark.needs(...)`, naming capabilities; backends that lack one are left
+out. A new backend is one more entry in `BACKENDS`.
 
-Time is a `VirtualClock` unless a test has threads that wait for each other. A test that hangs is ended by a signal, so a
-bug costs seconds and not the run.
+Time is a `VirtualClock` unless a test has threads that wait for each other. A test that hangs is ended by a signal, so
+that a bug costs seconds and not the run.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def beside(function: Callable[[], T]) -> Future[T]:
     def run() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test gets it
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -7,7 +7,7 @@ default, and nothing is committed that was not processed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -49,12 +49,17 @@ def returning(consumer: Consumer) -> None:
             return
 
 
+def fail_at_4(consumer: Consumer) -> None:
+    """A loop that goes wrong at offset 4."""
+    for message in consumer:
+        if message.offset == 4:
+            raise Oops
+
+
 def raising(consumer: Consumer) -> None:
     """Leave the loop by an exception at offset 4."""
     with pytest.raises(Oops):
-        for message in consumer:
-            if message.offset == 4:
-                raise Oops
+        fail_at_4(consumer)
 
 
 def closing(consumer: Consumer) -> None:
@@ -67,12 +72,6 @@ def closing(consumer: Consumer) -> None:
 def slicing(consumer: Consumer) -> None:
     """Ask for five messages and no more."""
     assert len(list(islice(consumer, 5))) == 5
-
-
-def polling(consumer: Consumer) -> None:
-    """Poll four messages, then six, and call no more."""
-    take(consumer, 4)
-    take(consumer, 6)
 
 
 @pytest.mark.parametrize("leave", [breaking, returning, raising, closing, slicing])
@@ -88,9 +87,7 @@ def test_leaving_a_loop_leaves_the_last_message_unprocessed(bus: Bus, leave: Cal
 def test_an_exception_that_leaves_the_block_leaves_the_last_message_unprocessed(bus: Bus) -> None:
     filled(bus)
     with pytest.raises(Oops), bus.consumer("t", group="g") as consumer:
-        for message in consumer:
-            if message.offset == 4:
-                raise Oops
+        fail_at_4(consumer)
     assert committed(bus, "t", "g") == 4
 
 
@@ -323,6 +320,9 @@ def test_closing_does_not_take_a_commit_back(bus: Bus) -> None:
         take(consumer, 2)
         consumer.commit({TP: 9})
     assert committed(bus, "t", "g") == 9
+    with bus.consumer("t", group="g") as consumer:
+        consumer.commit({TP: 1})
+    assert committed(bus, "t", "g") == 1
 
 
 def test_a_message_committed_is_processed(bus: Bus) -> None:
@@ -394,7 +394,7 @@ def test_a_group_resumes_where_it_committed(bus: Bus) -> None:
 
 def test_groups_do_not_share_commits(bus: Bus) -> None:
     filled(bus)
-    with bus.consumer("t", group="g") as consumer:
+    with bus.consumer("t", group="g", auto_commit=False) as consumer:
         consumer.commit({TP: 7})
     with bus.consumer("t", group="h") as consumer:
         assert values(drain(consumer)) == numbers(10)
@@ -404,7 +404,7 @@ def test_groups_do_not_share_commits(bus: Bus) -> None:
 def test_topics_do_not_share_commits(bus: Bus) -> None:
     filled(bus)
     put(bus, bus.topic("u"), *numbers(5))
-    with bus.consumer("t", "u", group="g") as consumer:
+    with bus.consumer("t", "u", group="g", auto_commit=False) as consumer:
         consumer.commit({TP: 7, TopicPartition("u", 0): 2})
     with bus.consumer("t", "u", group="g") as consumer:
         found: dict[str, list[Any]] = {}
@@ -460,7 +460,7 @@ def test_a_partition_assigned_by_hand_resumes_too(bus: Bus) -> None:
 
 @pytest.mark.parametrize(
     ("start", "expected"),
-    [("latest", 10), (datetime.fromtimestamp(T0 / 1000, timezone.utc) + timedelta(seconds=6), 6)],
+    [("latest", 10), (datetime.fromtimestamp(T0 / 1000, UTC) + timedelta(seconds=6), 6)],
     ids=["latest", "moment"],
 )
 def test_another_start_is_resolved_and_committed_when_first_owned(bus: Bus, start: Any, expected: int) -> None:
@@ -485,9 +485,9 @@ def test_earliest_is_not_committed_before_something_is_processed(bus: Bus) -> No
 
 def test_start_means_nothing_where_the_group_has_an_offset(bus: Bus) -> None:
     filled(bus)
-    with bus.consumer("t", group="g") as consumer:
+    with bus.consumer("t", group="g", auto_commit=False) as consumer:
         consumer.commit({TP: 4})
-    for start in ("latest", "earliest", datetime.fromtimestamp(0, timezone.utc)):
+    for start in ("latest", "earliest", datetime.fromtimestamp(0, UTC)):
         with bus.consumer("t", group="g", start=start, auto_commit=False) as consumer:
             assert values(drain(consumer)) == numbers(6, 4)
 

@@ -25,7 +25,7 @@ def committed_group(bus: Bus, offset: int = 4) -> Topic:
         for partition in (0, 1):
             times = [T0 + 1000 * number for number in range(10)]
             producer.send_many(topic, numbers(10, 1000 * partition), partition=partition, timestamps=times)
-    with bus.consumer("t", group="g") as consumer:
+    with bus.consumer("t", group="g", auto_commit=False) as consumer:
         consumer.commit({TP: offset, TP1: offset})
     return topic
 
@@ -148,7 +148,7 @@ def test_a_group_with_a_member_is_not_deleted(bus: Bus) -> None:
 
 def test_deleting_one_group_leaves_the_others(bus: Bus) -> None:
     committed_group(bus)
-    with bus.consumer("t", group="h") as consumer:
+    with bus.consumer("t", group="h", auto_commit=False) as consumer:
         consumer.commit({TP: 7})
     bus.delete_group("g")
     assert bus.groups() == ["h"]
@@ -200,7 +200,7 @@ def test_offsets_that_were_set_are_there_after_reopening(open_bus: OpenBus) -> N
 def test_setting_offsets_leaves_other_topics_and_groups(bus: Bus) -> None:
     committed_group(bus)
     put(bus, bus.topic("u"), *numbers(5))
-    with bus.consumer("t", "u", group="h") as consumer:
+    with bus.consumer("t", "u", group="h", auto_commit=False) as consumer:
         consumer.commit({TP: 3, TopicPartition("u", 0): 2})
     bus.reset_offsets("h", "t", partition=0, to="earliest")
     assert bus.group("h").committed == {TP: 0, TopicPartition("u", 0): 2}

@@ -193,6 +193,19 @@ def test_read_ends_though_more_is_sent_meanwhile(bus: Bus) -> None:
     assert found == numbers(20)
 
 
+@pytest.mark.parametrize("segment_bytes", [1, 10**6])
+def test_read_goes_on_though_what_it_comes_to_is_truncated(bus: Bus, segment_bytes: int) -> None:
+    topic = bus.topic("t", segment_bytes=segment_bytes)
+    put_apart(bus, topic, *numbers(30))
+    reading = topic.read()
+    found = [next(reading).offset for _ in range(3)]
+    topic.truncate_before(0, 25)
+    found += offsets(reading)
+    assert found == sorted(set(found))
+    assert found[:3] == [0, 1, 2]
+    assert found[-5:] == [25, 26, 27, 28, 29]
+
+
 def test_columns_hold_the_same_as_messages(bus: Bus) -> None:
     topic = bus.topic("t", partitions=2, segment_bytes=500)
     with bus.producer() as producer:
@@ -306,6 +319,27 @@ def test_partitions_are_added_and_nothing_else_changes(bus: Bus) -> None:
     places = {topic.partition_for(b"%d" % number) for number in range(200)}
     assert places == set(range(4))
     assert {put(bus, topic, b"x", key=b"%d" % n)[0].partition for n in range(50)} == set(range(4))
+
+
+def test_a_producer_that_is_there_sends_to_partitions_that_appear(bus: Bus) -> None:
+    topic = bus.topic("t")
+    with bus.producer() as producer:
+        producer.send(topic, b"0").result(timeout=PATIENCE)
+        producer.send_many(topic, [b"1"]).result(timeout=PATIENCE)
+        for count in (2, 3, 4):
+            topic.increase_partitions(count)
+            for offset, which in ((0, "t"), (2, topic)):
+                (place,) = producer.send_many(which, [b"x"], partition=count - 1).result(timeout=PATIENCE)
+                assert (place.partition, place.offset) == (count - 1, offset)
+                place = producer.send(which, b"x", partition=count - 1).result(timeout=PATIENCE)
+                assert (place.partition, place.offset) == (count - 1, offset + 1)
+            with pytest.raises(errors.UnknownTopicError):
+                producer.send(topic, b"x", partition=count)
+            keys = numbers(50)
+            places = producer.send_many(topic, keys, keys=keys).result(timeout=PATIENCE)
+            assert [place.partition for place in places] == [topic.partition_for(key) for key in keys]
+            places = [producer.send(topic, key, key=key).result(timeout=PATIENCE) for key in keys]
+            assert [place.partition for place in places] == [topic.partition_for(key) for key in keys]
 
 
 @pytest.mark.needs("durable")

@@ -23,9 +23,12 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = {
     "L0 pure": "errors message config format batch compression serde partitioner assignor group_state",
-    "L1 storage": "files clock segment index log recovery retention counters handles locks marks",
-    "L2 engine": "context worker engine partition reader registry syncer readonly offsets group transaction wakeup",
-    "L3 clients": "producer consumer aio bulk delivery fetcher outgoing staging subscription",
+    "L1 storage": "files clock segment index log recovery counters handles locks marks",
+    "L2 engine": """
+        compaction context engine group groups maintenance offsets outgoing partition reader readonly registry syncer
+        transaction wakeup worker
+    """,
+    "L3 clients": "producer consumer aio bulk delivery fetcher staging subscription",
     "L4 façade": "bus topic __init__",
     "L5 faces": "cli testing streams kafka gateway web",
 }

@@ -150,26 +150,32 @@ def test_undelivered_failure_is_raised_though_the_test_passed(pytester: pytest.P
         pytester,
         """
         import pytest
+        from streamlite.errors import StorageError
+        from streamlite.files.local import LocalFile
+        from streamlite.files.memory import MemoryFile
 
         @pytest.fixture(params=["streamlite_bus", "streamlite_disk_bus"])
         def bus(request):
             return request.getfixturevalue(request.param)
 
-        def test_careless(bus):
-            topic = bus.topic("t")
-            producer = bus.producer(linger_ms=60_000)
-            for number in range(100):
-                producer.send(topic, b"%d" % number)
-            bus.delete_topic("t")
+        def send_to_a_full_disk(bus, monkeypatch):
+            def refuse(file, buffers, position):
+                raise StorageError("no space left")
 
-        def test_careful(bus):
             topic = bus.topic("t")
-            producer = bus.producer(linger_ms=60_000)
-            deliveries = [producer.send(topic, b"%d" % number) for number in range(100)]
-            bus.delete_topic("t")
-            for delivery in deliveries:
-                delivery.exception()
+            with monkeypatch.context() as disk:
+                disk.setattr(LocalFile, "write", refuse)
+                disk.setattr(MemoryFile, "write", refuse)
+                delivery = bus.producer().send(topic, b"lost")
+                assert set(topic.end_offsets().values()) == {0}
+            return delivery
+
+        def test_careless(bus, monkeypatch):
+            assert send_to_a_full_disk(bus, monkeypatch).done()
+
+        def test_careful(bus, monkeypatch):
+            assert isinstance(send_to_a_full_disk(bus, monkeypatch).exception(), StorageError)
         """,
     )
     result.assert_outcomes(passed=4, errors=2)
-    result.stdout.fnmatch_lines(["*UnknownTopicError*"])
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_careless*", "*StorageError: *no space left*"])
