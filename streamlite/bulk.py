@@ -17,7 +17,7 @@ from streamlite.outgoing import check_headers, check_partition, check_timestamp,
 from streamlite.partition import Outgoing
 from streamlite.registry import TopicState
 from streamlite.serde import Serde, encode_raw
-from streamlite.staging import MESSAGE_OVERHEAD, STAGED_MAX, Batch, Lane, Part, encode
+from streamlite.staging import KEY_BYTES_MAX, MESSAGE_OVERHEAD, STAGED_MAX, Batch, Lane, Part, encode
 
 __all__ = ["BulkColumns"]
 
@@ -99,7 +99,9 @@ class BulkColumns:
 
     def _parts(self, lane: Lane, keys: Sequence[bytes | None]) -> list[Part]:
         keyless = lane.next_sticky()
-        return [keyless if key is None else lane.by_key[key] for key in keys]  # type: ignore[misc]
+        if None not in keys and max(map(len, keys)) <= KEY_BYTES_MAX:  # type: ignore[arg-type]
+            return list(map(lane.by_key.__getitem__, keys))
+        return [keyless if key is None else lane.by_key.part(key) for key in keys]
 
     def cuts(self, budget: int) -> Iterator[tuple[int, int, int]]:
         """`(start, stop, bytes)` of each batch."""

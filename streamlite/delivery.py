@@ -42,8 +42,8 @@ class Outcome:
     """What became of one batch for one partition."""
 
     __slots__ = (
-        "_callbacks", "_waiting", "base", "bytes", "count", "done", "error", "partition", "seen", "sender", "stamps",
-        "steps", "topic",
+        "_callbacks", "_waiting", "base", "bytes", "count", "done", "error", "ids", "partition", "seen", "sender",
+        "stamps", "steps", "topic",
     )  # fmt: skip
 
     def __init__(self, sender: Sender, topic: str, partition: int) -> None:
@@ -61,7 +61,9 @@ class Outcome:
         """Timestamps in ms: from a place in the batch on."""
         self.stamps: Sequence[int] | None = None
         """Timestamps one by one, where they were given."""
-        self._callbacks: list[tuple[int, Callable[[Delivery], Any]]] | None = None
+        self.ids: Sequence[int] | None = None
+        """Which object stands at which place, for those that a `Delivery` keeps alive."""
+        self._callbacks: list[tuple[Any, Callable[[Delivery], Any]]] | None = None
         self._waiting: threading.Event | None = None
 
     def settle(self, base: int, error: StreamliteError | None) -> None:
@@ -74,24 +76,24 @@ class Outcome:
         if waiting is not None:
             waiting.set()
         if callbacks is not None:
-            for index, callback in callbacks:
-                self._call(callback, index)
+            for item, callback in callbacks:
+                self._call(callback, item)
 
-    def _call(self, callback: Callable[[Delivery], Any], index: int) -> None:
+    def _call(self, callback: Callable[[Delivery], Any], item: Any) -> None:
         try:
-            callback(Delivery(self, index))
+            callback(Delivery(self, item))
         except Exception:
             logger.exception("a delivery callback failed: %r", callback)
 
-    def add_callback(self, index: int, callback: Callable[[Delivery], Any]) -> None:
+    def add_callback(self, item: Any, callback: Callable[[Delivery], Any]) -> None:
         """Call it when done; at once if it is."""
         with self.sender.mutex:
             if not self.done:
                 if self._callbacks is None:
                     self._callbacks = []
-                self._callbacks.append((index, callback))
+                self._callbacks.append((item, callback))
                 return
-        self._call(callback, index)
+        self._call(callback, item)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until done; whether it is."""
@@ -108,8 +110,13 @@ class Outcome:
         self.seen = True
         return self.error
 
-    def metadata(self, index: int) -> RecordMetadata:
-        """Where message `index` stands."""
+    def metadata(self, item: Any) -> RecordMetadata:
+        """Where the message stands: number `item` of the batch, or the staged object `item`."""
+        if isinstance(item, int):
+            index = item
+        else:
+            assert self.ids is not None  # taken down when the batch was encoded, and it is done
+            index = self.ids.index(id(item))
         return RecordMetadata(self.topic, self.partition, self.base + index, self._timestamp(index))
 
     def _timestamp(self, index: int) -> int:
@@ -127,7 +134,8 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
     """
 
     _outcome: Outcome
-    _index: int
+    _item: Any
+    """The staged tuple, known to the outcome by its identity, or the message's number in its batch."""
 
     def done(self) -> bool:
         """Whether it is known what became of it."""
@@ -138,7 +146,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
         error = self.exception(timeout)
         if error is not None:
             raise error
-        return self._outcome.metadata(self._index)
+        return self._outcome.metadata(self._item)
 
     def exception(self, timeout: float | None = None) -> StreamliteError | None:
         """Why the send failed; `None` when it did not. Waits as `result` does."""
@@ -149,7 +157,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
 
     def add_done_callback(self, fn: Callable[[Delivery], Any]) -> None:
         """Have `fn(delivery)` called once it is done, with no lock held, in whichever thread finds out; at once if it is."""
-        self._outcome.add_callback(self._index, fn)
+        self._outcome.add_callback(self._item, fn)
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.done():
@@ -171,7 +179,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
         outcome = self._outcome
         if not outcome.done:
             return f"<Delivery to {outcome.topic!r}: on its way>"
-        return f"<Delivery to {outcome.topic!r}: {outcome.error or outcome.metadata(self._index)}>"
+        return f"<Delivery to {outcome.topic!r}: {outcome.error or outcome.metadata(self._item)}>"
 
 
 def _wait(outcome: Outcome, timeout: float | None) -> None:

@@ -44,7 +44,7 @@ from streamlite.outgoing import check_headers, check_partition, check_timestamp,
 from streamlite.partition import Outgoing, Partition
 from streamlite.registry import TopicState
 from streamlite.serde import Serde, encode_raw
-from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, Lane, Part, place
+from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, ByTopic, Lane, Part
 from streamlite.subscription import topic_state
 from streamlite.worker import Worker
 
@@ -89,7 +89,7 @@ class Producer:
         # Seconds since the epoch: the machine's clock is one call in C, and a send makes one.
         self._now = time.time if isinstance(clock, SystemClock) else lambda: clock.time_ms() / 1000
         self._linger_ms = options.linger_ms
-        self._raw: dict[Any, Lane] = {}  # topic arguments whose messages are plain bytes or text: the fast path
+        self._raw = ByTopic()  # topic arguments of topics without types: the fast path
         self._routes: dict[Any, _Route] = {}
         self._lanes: dict[int, Lane] = {}  # by incarnation
         self.mutex = threading.RLock()
@@ -130,43 +130,27 @@ class Producer:
         datetime; now when `None`. Raises at once `SerdeError`, `MessageTooLargeError`, `InvalidNameError`,
         `UnknownTopicError`, `ConfigError`, `ClosedError`, and `BufferFullError` after `max_block` seconds without room.
         """
-        lane = self._raw.get(topic)
+        try:
+            part = self._raw[topic][key]
+        except TypeError:  # unhashable, so neither a topic nor a key of bytes
+            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
+        batch = part.batch
         if (
-            lane is None
-            or type(value) is not bytes
+            type(value) is not bytes
+            or len(value) > batch.small
+            or self._now() >= batch.tick
             or partition is not None
             or timestamp is not None
             or headers is not None
             or sequence is not None
         ):
             return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
-        if type(key) is bytes:
-            size = len(value) + len(key)
-        elif key is None:
-            size = len(value)
-        else:
-            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
-        part = lane.by_key[key]
-        if part is None or size > lane.message_bytes_max:
-            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
-        size += MESSAGE_OVERHEAD
-        batch = part.batch
-        now = self._now()
-        due = False
-        if now >= batch.tick or lane.left < size:
-            batch, due = self._tick(part, size, now)
         item = (value, key)
         items = batch.items
         items.append(item)
-        lane.left -= size
         if part.batch is not batch:
-            return self._late(part, batch, items, item, size)
-        index = len(items) - 1
-        if items[index] is not item:
-            index = place(items, item)
-        if due:
-            self._go(lane)
-        return Delivery(batch, index)
+            return self._late(part, batch, items, item)
+        return Delivery(batch, item)
 
     def _send_any(
         self, topic: Any, value: Any, key: Any, partition: int | None, timestamp: Any, headers: Any, sequence: int | None
@@ -199,37 +183,31 @@ class Producer:
         with self.mutex:
             self._check_open()
             now = self._now()
-            self._make_room(lane, size, now)
-            found = lane.by_key[item[1]] if partition is None else lane.parts[partition]
-            part = lane.parts[0] if found is None else found
+            part = self._part(lane, partition, item[1])
+            if part.batch is not NOTHING:
+                lane.charge(part.batch)
+            if lane.left < size:
+                self._seal(lane)
+            if not lane.active:
+                self._begin(lane, size, now)
+                part = self._part(lane, partition, item[1])
             batch = self._open(part, now)
             if len(item) > 2:
                 batch.mixed = True
-            items = batch.items
-            items.append(item)
-            index = place(items, item)
+            batch.items.append(item)
+            batch.charged += 1
             lane.left -= size
             due = now >= lane.due_at
         if due:
             self._go(lane)
         elif self._sealed:
             self._drain_if_free()
-        return Delivery(batch, index)
+        return Delivery(batch, item)
 
-    def _tick(self, part: Part, size: int, now: float) -> tuple[Batch, bool]:
-        """The part has no open batch, a millisecond has passed, or the lane is full: `(batch, whether it is due)`."""
-        lane = part.lane
-        with self.mutex:
-            self._check_open()
-            self._make_room(lane, size, now)
-            return self._open(part, now), now >= lane.due_at or bool(self._sealed)
-
-    def _make_room(self, lane: Lane, size: int, now: float) -> None:
-        """Under the mutex: what is staged makes way if it must, and the lane has room for `size` bytes."""
-        if lane.left < size:
-            self._seal(lane)
-        if not lane.active:
-            self._begin(lane, size, now)
+    def _part(self, lane: Lane, partition: int | None, key: bytes | None) -> Part:
+        if partition is not None:
+            return lane.parts[partition]
+        return lane.by_key[None] if key is None else lane.by_key.part(key)
 
     def _open(self, part: Part, now: float) -> Batch:
         """Under the mutex: the part's batch, its time brought up to date."""
@@ -243,12 +221,13 @@ class Producer:
             batch.step(now)
         return batch
 
-    def _late(self, part: Part, batch: Batch, items: list[tuple[Any, ...]], item: tuple[Any, ...], size: int) -> Delivery:
+    def _late(self, part: Part, batch: Batch, items: list[tuple[Any, ...]], item: tuple[Any, ...]) -> Delivery:
         """The batch was sealed while the item was put in: if it came too late, it is staged anew."""
         with self.mutex:
             if batch.holds(items, item):
-                return Delivery(batch, place(items, item))
-        return self._stage(part.lane, part.partition.number, item, size)
+                return Delivery(batch, item)
+        value, key = item
+        return self._stage(part.lane, part.partition.number, item, len(value) + len(key or b"") + MESSAGE_OVERHEAD)
 
     def send_many(
         self,
@@ -276,9 +255,9 @@ class Producer:
                 self._check_open()
                 self._seal(lane)
                 self._wait_for_room(size)
-                self._buffered += size
                 piece, batches = columns.piece(self, lane, start, stop, int(self._now() * 1000))
-                self._send_off(batches, size)
+                batches[0].bytes = size
+                self._send_off(batches)
             pieces.append(piece)
             self._drain_if_free()
         if pieces:
@@ -311,7 +290,9 @@ class Producer:
             registry.current(state)
         lane = self._lanes.get(state.incarnation)
         if lane is None:
-            lane = self._lanes[state.incarnation] = Lane(state, len(self._lanes))
+            lane = self._lanes[state.incarnation] = Lane(
+                state, len(self._lanes), ticks=isinstance(self._clock, SystemClock)
+            )
         else:
             self._seal(lane)
             lane.take_settings()
@@ -320,7 +301,7 @@ class Producer:
             self._raw.clear()
         route = self._routes[topic] = _Route(lane, key, value)
         if key is None and value is None:
-            self._raw[topic] = lane
+            self._raw[topic] = lane.by_key
         return route
 
     # -- batches ------------------------------------------------------------------------------------------------------
@@ -368,23 +349,17 @@ class Producer:
         """Under the mutex: put what is staged on its way."""
         if not lane.active:
             return
-        self._buffered -= lane.left  # room that was not used
-        size = lane.reserved - lane.left
+        self._buffered -= lane.reserved
         lane.left = lane.reserved = 0
         lane.last_at = self._now()
-        batches = lane.seal()
-        if not batches:
-            self._buffered -= size
-        self._send_off(batches, size)
+        self._send_off(lane.seal())
 
-    def _send_off(self, batches: Sequence[Batch], size: int) -> None:
-        """Under the mutex: these batches, `size` bytes of the buffer together, are the drain's now."""
+    def _send_off(self, batches: Iterable[Batch]) -> None:
+        """Under the mutex: these batches are the drain's now."""
         for batch in batches:
-            batch.bytes = size // len(batches)
+            self._buffered += batch.bytes
             self._unsettled[batch] = None
-        if batches:
-            batches[0].bytes += size - size // len(batches) * len(batches)
-            self._sealed.extend(batches)
+            self._sealed.append(batch)
 
     def _seal_all(self) -> None:
         with self.mutex:
@@ -433,11 +408,21 @@ class Producer:
             queue = queues.get(batch.part.partition)
             if queue is None:
                 queue = queues[batch.part.partition] = deque()
+            self._weigh(batch, outgoing)
             queue.append((batch, outgoing))
         for partition in list(queues):
             self._append(partition, queues[partition], settled)
             if not queues[partition]:
                 del queues[partition]
+
+    def _weigh(self, batch: Batch, outgoing: Outgoing) -> None:
+        """Charge what the batch really takes, and remember it for the next ones of its lane."""
+        if batch.steps:
+            size = outgoing.content_bytes + batch.count * MESSAGE_OVERHEAD
+            with self.mutex:
+                self._buffered += size - batch.bytes
+                batch.bytes = size
+                batch.part.lane.message_bytes = size // batch.count + 1
 
     def _append(
         self, partition: Partition, queue: _Queue, settled: list[tuple[Batch, int, StreamliteError | None]]

@@ -1,17 +1,15 @@
 """Where messages wait for their batch: a `Lane` for each topic, in it a `Part` for each partition.
 
 A part's open `Batch` takes messages as tuples `(value, key)`, or `(value, key, timestamp, headers)` for the few that
-bring more. Putting one in is a single `list.append` and takes no lock. What makes that safe:
+bring more. Putting one in is a single `list.append` and takes no lock. What makes that safe: a batch is sealed under the
+producer's mutex, and first the part gets another batch (`NOTHING`), then the number of its items is taken down. So a
+sender who finds, after its append, that the part still has the batch it appended to, knows that its item was counted.
+One who finds another asks under the mutex (`Batch.holds`), and stages the item again if it came too late.
 
-* A batch is sealed under the producer's mutex: first the part gets another batch (`NOTHING`), then the number of its
-  items is taken down. So a sender who finds, after its append, that the part still has the batch it appended to, knows
-  that its item was counted. One who finds another asks under the mutex (`Batch.holds`), and stages the item again if
-  it came too late.
-* What senders count down without a lock (`Lane.left`) may lose an update to a race: it only says when a batch is about
-  full, and the buffer is charged and credited with the same number.
-
-Timestamps are kept as steps, since a burst has thousands of messages a millisecond: a batch notes from which place on
-which time holds, and `tick` says until when the last step does.
+A batch says itself what may be put in without asking: values up to `small` bytes, until `tick` on the clock. Everything
+else goes through the mutex, where time and room are accounted for. Timestamps are kept as steps, since a burst has
+thousands of messages a millisecond: from which place on which time holds. Room is charged by what messages of the lane
+took lately, and exactly once the batch is encoded; in between lies a millisecond of small messages.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from streamlite.partition import Outgoing, Partition
 from streamlite.partitioner import partitioner
 from streamlite.registry import TopicState
 
-__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "STAGED_MAX", "Batch", "Lane", "Part", "encode", "place"]
+__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "STAGED_MAX", "Batch", "ByTopic", "Lane", "Part", "encode"]
 
 MESSAGE_OVERHEAD: Final = 250
 """Bytes that a staged message takes in memory beside its payload: tuple, delivery, column entries (PERFORMANCE, S12)."""
@@ -35,6 +33,8 @@ STAGED_MAX: Final = 20_000
 """Messages in a batch at most: beyond this a batch saves nothing more, and a reader must decode it whole."""
 KEYS_MAX: Final = 100_000
 """Keys whose part is remembered. When it is full all are forgotten, which costs a hash each."""
+SMALL_BYTES: Final = 512
+"""Values up to this are put in without accounting: a millisecond of them is a few MiB at most."""
 KEY_BYTES_MAX: Final = 256
 """Longer keys are hashed each time: remembering them would keep them in memory."""
 
@@ -44,20 +44,23 @@ _NEVER: Final = float("-inf")
 class Batch(Outcome):
     """An open or sealed batch of one partition; what became of it is asked of its `Outcome` side."""
 
-    __slots__ = ("items", "mixed", "part", "tick")
+    __slots__ = ("charged", "items", "mixed", "part", "small", "tick")
 
     def __init__(self, sender: Sender, part: Part) -> None:
         super().__init__(sender, part.partition.topic.name, part.partition.number)
         self.part = part
         self.items: list[tuple[Any, ...]] = []
         self.mixed = False
+        self.charged = 0
+        self.small = part.lane.small
         self.tick = _NEVER
 
     def step(self, now: float) -> None:
-        """From here on the time is `now` (seconds)."""
+        """From here on the time is `now` (seconds), and until the next millisecond nobody needs to ask."""
         moment = int(now * 1000)
         self.steps[len(self.items)] = moment
-        self.tick = (moment + 1) / 1000
+        if self.part.lane.ticks:
+            self.tick = (moment + 1) / 1000
 
     def holds(self, items: list[tuple[Any, ...]], item: tuple[Any, ...]) -> bool:
         """Whether `item`, put in `items` while the batch was being sealed, came in time; under the mutex."""
@@ -77,6 +80,7 @@ class Batch(Outcome):
             base, greatest, steps = self._steps()
         else:
             base, greatest, steps = timestamp_steps(self.stamps)
+        self.ids = list(map(id, self.items[: self.count]))
         self.items = _GONE
         return encode(settings, values, keys, (base, greatest, steps), headers)
 
@@ -107,6 +111,7 @@ class _Nothing(Batch):
 
     def __init__(self) -> None:
         self.tick = _NEVER
+        self.small = -1
         self.items = _GONE
         self.count = 0
 
@@ -127,8 +132,25 @@ class Part:
         self.batch: Batch = NOTHING
 
 
-class _ByKey(dict[Any, Part | None]):
-    """Key to part; `None` for what may not be sent without asking: no key, where one is needed."""
+class _NoPart(Part):
+    """Where a message seems to go of which more must be known: nothing can be put in there."""
+
+    def __init__(self) -> None:
+        self.batch = NOTHING
+
+
+NO_PART: Final = _NoPart()
+
+
+class ByTopic(dict[Any, "ByKey"]):
+    """What `send` was given as topic, to the parts of its keys; nothing for what is not known."""
+
+    def __missing__(self, topic: Any) -> ByKey:
+        return _UNKNOWN
+
+
+class ByKey(dict[Any, Part]):
+    """Key to part, for keys that are bytes, and for no key where none is needed. Any other has `NO_PART`."""
 
     __slots__ = ("_parts", "_place")
 
@@ -137,29 +159,45 @@ class _ByKey(dict[Any, Part | None]):
         self._place = place
         self._parts = parts
 
-    def __missing__(self, key: Any) -> Part | None:
-        if key is None:
-            return None
-        part = self._parts[self._place(key, len(self._parts))]
-        if len(key) <= KEY_BYTES_MAX:
-            if len(self) >= KEYS_MAX:
-                keyless = self.get(None)
-                self.clear()
+    def __missing__(self, key: Any) -> Part:
+        if type(key) is not bytes or len(key) > KEY_BYTES_MAX:
+            return NO_PART
+        if len(self) >= KEYS_MAX:
+            keyless = self.get(None)
+            self.clear()
+            if keyless is not None:
                 self[None] = keyless
-            self[key] = part
+        part = self[key] = self.part(key)
         return part
+
+    def part(self, key: bytes) -> Part:
+        """The part of a key, however long."""
+        return self._parts[self._place(key, len(self._parts))]
+
+
+class _Unknown(ByKey):
+    def __init__(self) -> None:
+        super().__init__(partitioner("xxh3"), ())
+
+    def __missing__(self, key: Any) -> Part:
+        return NO_PART
+
+
+_UNKNOWN: Final = _Unknown()
 
 
 class Lane:
     """The staged messages of one topic. `by_key` and `left` are used without a lock, the rest under the mutex."""
 
     __slots__ = (
-        "_sticky", "active", "by_key", "due_at", "hurried", "last_at", "left", "message_bytes_max", "opened", "parts", "reserved",
-        "state",
+        "_sticky", "active", "by_key", "due_at", "hurried", "last_at", "left", "message_bytes", "message_bytes_max",
+        "opened", "parts", "reserved", "small", "state", "ticks",
     )  # fmt: skip
 
-    def __init__(self, state: TopicState, sticky: int) -> None:
+    def __init__(self, state: TopicState, sticky: int, *, ticks: bool) -> None:
         self.state = state
+        self.ticks = ticks  # whether the clock goes by itself; else every message asks it
+        self.message_bytes = MESSAGE_OVERHEAD + SMALL_BYTES  # what one takes of the buffer, as of late
         self.active: list[Part] = []  # those with an open batch
         self.left = self.reserved = 0
         self.due_at = 0.0  # on the clock of timestamps, seconds
@@ -174,9 +212,12 @@ class Lane:
         """Take up what the topic's settings say now; nothing is staged."""
         state, settings = self.state, self.state.settings
         self.message_bytes_max = settings.max_message_bytes
+        # Keys that `by_key` knows are short; with this, no message of the fast path can be too large.
+        self.small = min(SMALL_BYTES, settings.max_message_bytes - KEY_BYTES_MAX)
         self.parts += [Part(self, partition) for partition in state.partitions[len(self.parts) :]]
-        self.by_key = _ByKey(partitioner(settings.partitioner), self.parts)
-        self.by_key[None] = None if settings.compacted else self.parts[self._sticky % len(self.parts)]
+        self.by_key = ByKey(partitioner(settings.partitioner), self.parts)
+        if not settings.compacted:
+            self.by_key[None] = self.parts[self._sticky % len(self.parts)]
 
     def next_sticky(self) -> Part:
         """Messages without a key go to another part from now on; returns the one they went to."""
@@ -186,26 +227,25 @@ class Lane:
             self.by_key[None] = self.parts[self._sticky % len(self.parts)]
         return part
 
+    def charge(self, batch: Batch) -> None:
+        """Under the mutex: take what came to the batch without asking off the room."""
+        count = len(batch.items)
+        self.left -= (count - batch.charged) * self.message_bytes
+        batch.charged = count
+
     def seal(self) -> list[Batch]:
         """Take out what is staged, under the mutex."""
         batches = []
         for part in self.active:
             batch, part.batch = part.batch, NOTHING
             batch.count = len(batch.items)
+            batch.bytes = batch.count * self.message_bytes
             if batch.count:
                 batches.append(batch)
         self.active = []
         if len(self.parts) > 1:
             self.next_sticky()
         return batches
-
-
-def place(items: list[tuple[Any, ...]], item: tuple[Any, ...]) -> int:
-    """Where `item`, which was just put in, stands: nearly always last."""
-    index = len(items) - 1
-    while items[index] is not item:
-        index -= 1
-    return index
 
 
 def encode(
