@@ -124,7 +124,7 @@ class Consumer:
                 self._take_all(subscription)
             else:
                 if self._membership is None:
-                    self._membership = Membership(self._engine, self.group, self._options, self._waiter)
+                    self._membership = Membership(self._engine, self.group, self._options)
                 self._membership.join(names)
                 self._rebalance()
 
@@ -156,7 +156,7 @@ class Consumer:
             self._let_go()
             self._assigned_by_hand = True
             if self.group is not None:
-                self._membership = Membership(self._engine, self.group, self._options, self._waiter, alone=True)
+                self._membership = Membership(self._engine, self.group, self._options, alone=True)
             for partition in wanted:
                 self._add(partition, (None, None))
 
@@ -250,7 +250,7 @@ class Consumer:
         if membership is None:
             return
         now = self._clock.monotonic()
-        membership.stamp(now)
+        membership.stamp()
         if now >= self._look_at:
             self._look_at = now + _LOOK_FOR_MEMBERS_S
             membership.look_for_dead()
@@ -440,7 +440,13 @@ class Consumer:
         return guarded
 
     def _has_news(self) -> bool:
-        return self._fetcher.look() or self._woken or self._closing or self._membership_moved()
+        return (
+            self._fetcher.look()
+            or self._woken
+            or self._closing
+            or self._membership_moved()
+            or self._topic_changes != self._engine.registry.changes
+        )
 
     def _sleep(self, deadline: float | None, ready: Callable[[], bool]) -> bool:
         """Wait for news until `deadline`; `False` when it has passed. What is processed is committed before."""
@@ -453,10 +459,16 @@ class Consumer:
         if membership is not None and self._options.auto_commit:
             self._commit_processed(membership)
         self._ctx.hurry()
-        pause = _LOOK_FOR_MEMBERS_S if membership is not None else LOOK_AGAIN_S
-        shared = self._engine.shared
-        self._waiter.wait(ready, left if not shared else pause if left is None else min(left, pause))
+        pause = self._pause()
+        self._waiter.wait(ready, pause if left is None else left if pause is None else min(left, pause))
         return True
+
+    def _pause(self) -> float | None:
+        """How long to sleep at most before looking up: for what other processes do, and for members that hang."""
+        if self._membership is not None:
+            patience = self._options.max_poll_interval_ms / 10_000
+            return _LOOK_FOR_MEMBERS_S if self._engine.shared else max(_LOOK_FOR_MEMBERS_S, patience)
+        return LOOK_AGAIN_S if self._engine.shared else None
 
     def _deadline(self, timeout: float | None) -> float | None:
         if timeout is None:

@@ -20,10 +20,11 @@ from __future__ import annotations
 import atexit
 import logging
 import secrets
+import threading
 import weakref
 from typing import Any, Final
 
-from streamlite.clock import Clock
+from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
 from streamlite.counters import FAILED, FLAGS, INCARNATION, RECOVER, SYNCED, Counters, SlotState
 from streamlite.errors import FormatError, StreamliteError, UnsupportedError
@@ -69,6 +70,9 @@ class Engine:
         self.offsets = Offsets(ctx, self.registry)
         self.maintenance = Maintenance(ctx, self.registry)
         self.ticker = Ticker(ctx.clock)
+        self.groups: dict[str, object] = {}
+        """The groups' files, by name: see `streamlite.group`."""
+        self.groups_mutex = threading.Lock()
         self.syncer: Syncer | None = None
         self.opened: dict[Any, None] = {}
         """Producers, consumers and workers that close before the log does, the last opened first."""
@@ -113,13 +117,12 @@ class Engine:
 
     @classmethod
     def _open_read_only(cls, files: Files, clock: Clock, lock_timeout: float) -> Engine:
-        from streamlite.readonly import Follower  # only who reads only needs it
+        from streamlite.readonly import Follower, PrivateCounters  # only who reads only needs it
 
         identity = read_identity(files)
         if identity is None:
             raise FormatError(f"there is no bus in {files.root}, and read_only=True creates none")
-        counters = Counters(MemoryFiles())
-        ctx = Context(files, counters, clock, sync="never", lock_timeout=lock_timeout, read_only=True)
+        ctx = Context(files, PrivateCounters(), clock, sync="never", lock_timeout=lock_timeout, read_only=True)
         ctx.follow = Follower(ctx, identity).follow
         ctx.follow(None)
         return cls(ctx, identity, ctx.guard(BUS_LOCK, "a bus that is only read"), None)
@@ -178,8 +181,8 @@ class Engine:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes may use the same bus."""
-        return self.syncer is not None or self.ctx.read_only
+        """Whether other processes may use the same bus, so that waiting must look up now and then. Not on a test's clock."""
+        return (self.syncer is not None or self.ctx.read_only) and isinstance(self.ctx.clock, SystemClock)
 
     def push(self) -> None:
         """Have everything that this bus's producers were given written: who reads next sees it."""

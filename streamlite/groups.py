@@ -8,6 +8,7 @@ from streamlite.config import check_choice, check_int
 from streamlite.engine import Engine
 from streamlite.errors import ConfigError, UnknownGroupError
 from streamlite.group import GroupFiles
+from streamlite.group_state import owned_by
 from streamlite.message import GroupDescription, GroupMember, TopicPartition
 from streamlite.offsets import Position
 from streamlite.outgoing import check_partition
@@ -36,10 +37,10 @@ class GroupAdmin:
     def describe(self, name: str) -> GroupDescription:
         """The group at this moment."""
         self._require(name)
-        with GroupFiles(self._engine, name).locked() as state:
+        with GroupFiles.of(self._engine, name).locked() as state:
             members = tuple(
-                GroupMember(member.id, member.pid, tuple(sorted(state.owned_by(member.id))))
-                for member in state.members.values()
+                GroupMember(member, found.pid, tuple(sorted(owned_by(state, member))))
+                for member, found in state.members.items()
             )
             committed = self._committed(name)
             generation = state.generation
@@ -69,14 +70,14 @@ class GroupAdmin:
     def delete(self, name: str) -> None:
         """Forget a group without live members, and everything it committed."""
         self._require(name)
-        files = GroupFiles(self._engine, name)
+        files = GroupFiles.of(self._engine, name)
         with files.locked() as state:
             files.require_idle(state, "delete")
             stored = self._engine.offsets.of_group(name)
             places = {TopicPartition(topic, number): incarnation for topic, incarnation, number in stored}
             if places:
                 self._engine.offsets.commit(name, dict.fromkeys(places), places)
-            files.remove(state)
+            files.forget(state)
 
     def reset(
         self,
@@ -104,7 +105,7 @@ class GroupAdmin:
         self._require(name)
         chosen = state.partitions if partition is None else [state.partitions[check_partition(state, partition)]]
         self._engine.push()
-        files = GroupFiles(self._engine, name)
+        files = GroupFiles.of(self._engine, name)
         with files.locked() as members:
             files.require_idle(members, "reset the offsets of")
             self._commit(name, state, {one: self._target(name, one, rule, value) for one in chosen})

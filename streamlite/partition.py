@@ -409,7 +409,7 @@ class Partition:
         for old in self.log.superseded:
             self.log.remove(old)
         self.log.tidy()
-        start = max(self._stored_start(), segments.peekitem(0)[0] if segments else 0)
+        start = max(self.stored_start(), segments.peekitem(0)[0] if segments else 0)
         if segments:
             found = recover(segments.values(), slot.get(SYNCED))
             for lost in found.lost:
@@ -495,7 +495,8 @@ class Partition:
         finally:
             self.unlock()
 
-    def _stored_start(self) -> int:
+    def stored_start(self) -> int:
+        """Where `truncate_before` said the log begins; 0 where it never did."""
         path = f"{self.directory}/{_START_FILE}"
         try:
             data = self.ctx.files.read_file(path)

@@ -94,6 +94,8 @@ class Registry:
     @property
     def changes(self) -> int:
         """How often any topic came, went or changed; a word of memory to look at."""
+        if self._ctx.read_only:
+            self._ctx.follow(None)
         return int(self._ctx.counters.header[TOPICS])
 
     def names(self, *, internal: bool = False) -> list[str]:
@@ -188,6 +190,7 @@ class Registry:
         finally:
             self._ctx.counters.header[TOPICS] += 1
             self._lock.release()
+        self._ctx.bell.ring()
 
     def create(self, name: str, asked: int | None, settings: TopicSettings) -> TopicState:
         """A new topic; `TopicExistsError` when the name is taken."""

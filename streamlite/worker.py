@@ -51,17 +51,19 @@ class Worker:
             if self._stopping:
                 return
             self._clock.worker_woken(self)
-            if self._thread is None:
-                self._thread = self._started()
-            self._woken = True
             self.idle = False
-            self._condition.notify_all()
+            if self._thread is None:
+                self._thread = self._started()  # its first step is still to come: no need to say that it is woken
+            else:
+                self._woken = True
+                self._condition.notify_all()
 
     def _started(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
+            self.idle = True
             self._clock.worker_stopped(self)  # or a virtual clock would wait for it for ever
             raise StorageError(
                 f"cannot start the thread {self._name}: {error}; nothing was lost: end other threads, and try again"

@@ -85,8 +85,8 @@ class Files(ABC):
         """Open a file for reading and, unless the seam is read-only, writing; `MissingFile` unless `create`."""
 
     @abstractmethod
-    def lock(self, path: str) -> FileLock:
-        """A lock on the file at `path`, which is created where absent; not yet acquired."""
+    def lock(self, path: str, *, create: bool = True) -> FileLock:
+        """A lock on the file at `path`, not yet acquired; the file is created where absent, or `MissingFile`."""
 
     @abstractmethod
     def map(self, path: str, offset: int, size: int) -> memoryview:

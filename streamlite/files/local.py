@@ -307,9 +307,9 @@ class LocalFiles(Files):
             return self._opened(LocalFile, path, os.O_RDONLY)
         return self._opened(LocalFile, path, os.O_RDWR | (os.O_CREAT if create else 0))
 
-    def lock(self, path: str) -> FileLock:
+    def lock(self, path: str, *, create: bool = True) -> FileLock:
         self._change("lock", path)
-        return self._opened(LocalLock, path, os.O_RDWR | os.O_CREAT)
+        return self._opened(LocalLock, path, os.O_RDWR | (os.O_CREAT if create else 0))
 
     def map(self, path: str, offset: int, size: int) -> memoryview:
         flags = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT

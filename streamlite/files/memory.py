@@ -107,8 +107,8 @@ class MemoryFiles(Files):
                 found = parent[name] = MemoryFile(path)
             return found
 
-    def lock(self, path: str) -> FileLock:
-        return MemoryLock(path, self._file(path, create=True), self._lock_mutex)
+    def lock(self, path: str, *, create: bool = True) -> FileLock:
+        return MemoryLock(path, self._file(path, create=create), self._lock_mutex)
 
     def map(self, path: str, offset: int, size: int) -> memoryview:
         with self._mutex:

@@ -252,3 +252,15 @@ def test_links_resolve(page: Path) -> None:
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(PAGES[0])}
     assert not set(PAGES[1:]) - linked
+
+
+def test_guarantees_name_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\((\.\./tests/[\w/]+\.py)\): ((?:`test_\w+`(?:, )?)+)", text)
+    assert len(re.findall(r"`test_\w+`", text)) == sum(names.count("`test_") for _, names in named)
+    missing = []
+    for path, names in named:
+        source = (ROOT / "docs" / path).resolve().read_text(encoding="utf-8")
+        missing += [f"{path}: {name}" for name in re.findall(r"`(\w+)`", names) if f"def {name}(" not in source]
+    assert named
+    assert not missing

@@ -177,6 +177,12 @@ def test_loads_even_out_along_a_chain() -> None:
     assert set(after["C"]) <= set(u)
 
 
+def test_a_chain_passes_on_what_was_just_given_rather_than_what_was_owned() -> None:
+    current = {"A": [TopicPartition("t", 0)], "B": [TopicPartition("u", 0)]}
+    after = assign("sticky", subscribed(A="t u", B="t u", C="u"), {"t": 2, "u": 1}, current)
+    assert shown(after) == {"A": "tp0", "B": "tp1", "C": "up0"}
+
+
 def test_kept_partitions_are_not_dealt() -> None:
     kept = {TopicPartition("t", 0), TopicPartition("t", 3)}
     for assignor in ASSIGNORS:

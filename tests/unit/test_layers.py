@@ -26,7 +26,7 @@ LAYERS = {
     "L1 storage": "files clock segment index log recovery counters handles locks marks",
     "L2 engine": """
         compaction context engine group groups maintenance offsets outgoing partition reader readonly registry syncer
-        transaction wakeup worker
+        ticker transaction wakeup worker
     """,
     "L3 clients": "producer consumer aio bulk delivery fetcher staging subscription",
     "L4 façade": "bus topic __init__",
