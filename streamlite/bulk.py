@@ -66,7 +66,9 @@ class BulkColumns:
             )
         return sizes
 
-    def piece(self, sender: Sender, lane: Lane, start: int, stop: int, now_ms: int) -> tuple[Piece, list[Batch]]:
+    def piece(
+        self, sender: Sender, lane: Lane, start: int, stop: int, now_ms: int, *, told: bool
+    ) -> tuple[Piece, list[Batch]]:
         """Messages `start` to `stop` as batches, one a partition, and where each message went."""
         values = self.values[start:stop]
         keys = None if self.keys is None else self.keys[start:stop]
@@ -74,7 +76,7 @@ class BulkColumns:
         headers = None if self.headers is None else self.headers[start:stop]
         only = self._only_part(lane, keys)
         if only is not None:
-            batch = BulkBatch(sender, only, values, keys, times, headers, now_ms)
+            batch = BulkBatch(sender, only, values, keys, times, headers, now_ms, told=told)
             return Piece({batch.partition: batch}, batch.partition, stop - start), [batch]
         assert keys is not None
         parts = self._parts(lane, keys)
@@ -82,9 +84,8 @@ class BulkColumns:
         for part, rows in _buckets(parts, values, keys, times, headers):
             columns = list(zip(*rows, strict=True))
             times_here = None if times is None else columns[2]
-            batches.append(
-                BulkBatch(sender, part, columns[0], columns[1], times_here, columns[-1] if headers is not None else None, now_ms)
-            )
+            headers_here = None if headers is None else columns[-1]
+            batches.append(BulkBatch(sender, part, columns[0], columns[1], times_here, headers_here, now_ms, told=told))
         placed = [part.partition.number for part in parts]
         return Piece({batch.partition: batch for batch in batches}, placed, stop - start), batches
 
@@ -137,15 +138,18 @@ class BulkBatch(Batch):
         stamps: Sequence[int] | None,
         headers: Sequence[Any] | None,
         now_ms: int,
+        *,
+        told: bool,
     ) -> None:
         super().__init__(sender, part)
         self.count = len(values)
         self.stamps = stamps
         self.steps = {0: now_ms}
         self._now_ms = now_ms
+        self.seen = told
         self._columns: tuple[Any, Any, Any] | None = (values, keys, headers)
 
-    def encode(self) -> Outgoing:
+    def encode(self, *, keep: bool = False) -> Outgoing:
         assert self._columns is not None
         values, keys, headers = self._columns
         self._columns = None

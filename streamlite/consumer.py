@@ -1,57 +1,33 @@
-"""Receiving: which messages an application is handed, which of them it is done with, and what is committed of that.
+"""Receiving: a consumer hands out messages, one by one or in batches, and commits what the application is done with.
 
-Processed means: the loop asked for the next message, or `poll` was called again. Everything here follows from that rule.
-`poll` first counts what the last `poll` handed out as processed; the loop's generator counts a message as processed when
-it is resumed, and not when it is closed, so that `break`, `return` and exceptions leave the last message for next time.
-Only processed positions are committed automatically: when `auto_commit_interval_ms` has passed, before a call blocks,
-before a partition goes to another member, and on `close`.
+A façade over three rooms: `assignment` knows which partitions are read and commits for the group, `fetcher` reads them,
+`handout` keeps what is in the application's hands. What "processed" means stands in `handout`; processed positions are
+committed automatically when `auto_commit_interval_ms` has passed, before a call blocks, before a partition goes to
+another member, and on `close`.
 
 One thread uses a consumer; `wakeup` and `close` may come from any. A call holds `_busy`, which `close` takes to do its
 part, after it has rung whoever blocks.
-
-The work is done elsewhere: `fetcher` reads, `group` knows the members and commits, `subscription` says which partitions.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
+from streamlite.assignment import LOOK_FOR_MEMBERS_S, Assignment, check_offset
 from streamlite.config import ConsumerOptions
 from streamlite.engine import Engine
-from streamlite.errors import (
-    ClosedError,
-    ConfigError,
-    FencedError,
-    OffsetOutOfRangeError,
-    StreamliteError,
-    TimeoutError,
-    UnknownTopicError,
-)
-from streamlite.fetcher import Fetcher, Track
-from streamlite.group import Membership
+from streamlite.errors import ClosedError, ConfigError, OffsetOutOfRangeError, StreamliteError, TimeoutError
+from streamlite.fetcher import Track
+from streamlite.handout import TICK
 from streamlite.message import Columns, Message, TopicPartition
-from streamlite.offsets import Position
 from streamlite.reader import cap_offset, offset_for_time
-from streamlite.registry import TopicState
-from streamlite.subscription import Subscription
 from streamlite.wakeup import LOOK_AGAIN_S, Waiter
-
-if TYPE_CHECKING:
-    from streamlite.partition import Partition
 
 __all__ = ["Consumer"]
 
-logger = logging.getLogger("streamlite")
-
-_LOOK_FOR_MEMBERS_S: Final = 0.1
-"""How often a member of a group looks whether another has died: a try of a lock, a microsecond a member."""
-
-
-_TICK: Final[list[Message]] = []
-"""What the ticker puts in the place of a run."""
+Take = Callable[[Track, int], int]
 
 
 class Consumer:
@@ -63,32 +39,20 @@ class Consumer:
         self._clock = engine.ctx.clock
         self._options = options
         self.group = group
-        self._fetcher = Fetcher(self._ctx)
+        self.is_open = False
+        """Whether the constructor is through: partitions that are found later are new ones."""
         self._waiter = Waiter(self._ctx.bell)
         self._busy = threading.RLock()
         self._woken = False
         self._closing = False
         self._closed = False
-        self._subscription: Subscription | None = None
-        self._assigned_by_hand = False
-        self._membership: Membership | None = None
-        self._callbacks: dict[str, Callable[..., Any] | None] = {}
-        self._polled: list[Track] = []  # tracks the last poll took from
-        self._run: list[Message] | None = None  # what the loop is handing out
-        self._run_track: Track | None = None
-        self._current: Message | None = None  # handed out by the loop and not processed
         self._failure: StreamliteError | None = None  # met after messages were found: raised by the next call
-        self._commit_at = 0.0
-        self._look_at = 0.0
-        self._topic_changes = -1
+        self._assignment = Assignment(engine, group, options, self)
+        self._fetcher = self._assignment.fetcher
+        self._handout = self._assignment.handout
         if topics:
-            self.subscribe(
-                *topics, on_assign=options.on_assign, on_revoke=options.on_revoke, on_lost=options.on_lost
-            )
-        else:
-            self._callbacks = {
-                "on_assign": options.on_assign, "on_revoke": options.on_revoke, "on_lost": options.on_lost
-            }  # fmt: skip
+            self.subscribe(*topics, on_assign=options.on_assign, on_revoke=options.on_revoke, on_lost=options.on_lost)
+        self.is_open = True
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._fetcher.tracks)} partitions"
@@ -111,54 +75,22 @@ class Consumer:
             self._check()
             if not topics:
                 raise ConfigError("subscribe to at least one topic; unsubscribe() reads nothing")
-            subscription = Subscription(self._engine, topics)
-            names = subscription.names()
-            self._leave_run()
-            self._callbacks = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
-            if self._assigned_by_hand:
-                self._drop_all()
-                self._assigned_by_hand = False
-            self._subscription = subscription
-            self._topic_changes = self._engine.registry.changes
-            if self.group is None:
-                self._take_all(subscription)
-            else:
-                if self._membership is None:
-                    self._membership = Membership(self._engine, self.group, self._options)
-                self._membership.join(names)
-                self._rebalance()
+            given = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
+            options = self._options
+            defaults = {"on_assign": options.on_assign, "on_revoke": options.on_revoke, "on_lost": options.on_lost}
+            self._assignment.subscribe(topics, {name: given[name] or defaults[name] for name in given})
 
     def unsubscribe(self) -> None:
         """Read nothing; a member of a group commits what it processed and leaves."""
         with self._busy:
             self._check()
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._leave_run()
-        membership, self._membership = self._membership, None
-        try:
-            if membership is not None:
-                self._commit_processed(membership)
-                self._call("on_revoke", list(self._fetcher.tracks))
-        finally:
-            if membership is not None:
-                membership.leave()
-            self._fetcher.clear()
-            self._subscription = None
-            self._assigned_by_hand = False
+            self._assignment.let_go()
 
     def assign(self, partitions: Any) -> None:
         """Read these `TopicPartition`s, without sharing them with a group's members; replaces what was read."""
         with self._busy:
             self._check()
-            wanted = [self._partition(tp) for tp in partitions]
-            self._let_go()
-            self._assigned_by_hand = True
-            if self.group is not None:
-                self._membership = Membership(self._engine, self.group, self._options, alone=True)
-            for partition in wanted:
-                self._add(partition, (None, None))
+            self._assignment.assign([self._assignment.partition(tp) for tp in partitions])
 
     def assignment(self) -> set[TopicPartition]:
         """The partitions that this consumer reads now."""
@@ -171,184 +103,15 @@ class Consumer:
         with self._busy:
             self._check()
             deadline = self._deadline(timeout)
+            self._assignment.tend()
             while not self._fetcher.tracks:
-                self._tend()
-                if self._fetcher.tracks:
-                    break
-                if self._stopped() or not self._sleep(deadline, lambda: self._membership_moved()):
+                if self._stopped() or not self._sleep(deadline, self._assignment.moved):
                     raise TimeoutError(
-                        f"no partition was assigned within {timeout} s: other members of group {self.group!r} may hold them "
-                        "all"
+                        f"no partition was assigned within {timeout} s: other members of group {self.group!r} may hold "
+                        "them all"
                     )
+                self._assignment.tend()
             return set(self._fetcher.tracks)
-
-    def _partition(self, tp: Any) -> Partition:
-        """The partition that `tp` names; `UnknownTopicError`, `ConfigError`."""
-        try:
-            topic, number = tp
-        except (TypeError, ValueError):
-            raise ConfigError(f"a partition is named by a TopicPartition(topic, partition); found {tp!r:.80}") from None
-        if not isinstance(topic, str) or isinstance(number, bool) or not isinstance(number, int):
-            raise ConfigError(f"a partition is named by a TopicPartition(str, int); found {tp!r:.80}")
-        partitions = self._engine.registry.get(topic).partitions
-        if not 0 <= number < len(partitions):
-            raise UnknownTopicError(
-                f"topic {topic!r} has partitions 0 to {len(partitions) - 1}; there is no partition {number}"
-            )
-        return partitions[number]
-
-    def _take_all(self, subscription: Subscription) -> None:
-        """Without a group: read every partition of what is subscribed to."""
-        wanted = {partition.tp: partition for partition in subscription.partitions()}
-        gone = [tp for tp, track in self._fetcher.tracks.items() if wanted.get(tp) is not track.partition]
-        for tp in gone:
-            self._fetcher.drop(tp)
-        new = [tp for tp in wanted if tp not in self._fetcher.tracks]
-        for tp in new:
-            self._add(wanted[tp], subscription.types(tp.topic))
-        if gone:
-            self._call("on_revoke", gone)
-        if new:
-            self._call("on_assign", new)
-
-    def _add(self, partition: Partition, types: Any) -> Track:
-        membership = self._membership
-        if membership is None:
-            track = Track(partition, self._start_offset(partition), types)
-        else:
-            found = membership.committed([partition])[0]
-            track = Track(partition, 0, types)
-            track.committed = found.offset if found is not None else None
-            if found is not None:
-                track.seek(cap_offset(partition, found.offset, found.epoch))
-            else:
-                track.seek(self._start_offset(partition))
-            track.processed = track.noted = track.position
-        self._fetcher.add(track)
-        return track
-
-    def _start_offset(self, partition: Partition) -> int:
-        start = self._options.start
-        if start == "earliest":
-            return partition.start()
-        if start == "latest":
-            return partition.end()
-        found = offset_for_time(partition, int(start.timestamp() * 1000))
-        return partition.end() if found is None else found
-
-    # -- the group ----------------------------------------------------------------------------------------------------
-
-    def _membership_moved(self) -> bool:
-        membership = self._membership
-        return membership is not None and membership.changed()
-
-    def _tend(self) -> None:
-        """What every call that asks for messages does first: new topics, the group's news, commits that are due."""
-        if self._topic_changes != self._engine.registry.changes:
-            self._topics_changed()
-        membership = self._membership
-        if membership is None:
-            return
-        now = self._clock.monotonic()
-        membership.stamp()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_FOR_MEMBERS_S
-            membership.look_for_dead()
-        if membership.changed():
-            self._rebalance()
-        if self._options.auto_commit and now >= self._commit_at:
-            self._commit_at = now + self._options.auto_commit_interval_ms / 1000
-            self._commit_processed(membership)
-
-    def _topics_changed(self) -> None:
-        self._topic_changes = self._engine.registry.changes
-        subscription = self._subscription
-        if subscription is None:
-            for track in list(self._fetcher):
-                self._engine.registry.current(_state(track))
-            return
-        try:
-            names = subscription.names()
-        except UnknownTopicError:
-            self._topic_changes = -1  # found again by the next call, for as long as it is subscribed to
-            raise
-        if self.group is None:
-            self._take_all(subscription)
-        elif self._membership is not None:
-            self._membership.join(names)
-
-    def _rebalance(self) -> None:
-        """Take up what the group's state says of this member."""
-        membership = self._membership
-        assert membership is not None
-        for _ in range(100):
-            news = membership.sync()
-            if news.lost:
-                self._lose(news.lost)
-            if news.revoked:
-                self._revoke(membership, news.revoked)
-            if news.assigned:
-                self._assign(membership, news.assigned)
-            if not news.revoked:
-                return
-
-    def _lose(self, partitions: list[TopicPartition]) -> None:
-        """Partitions that are another's already: nothing of them can be committed any more."""
-        dropped = [tp for tp in partitions if self._fetcher.drop(tp) is not None]
-        self._forget_run_of(dropped)
-        if dropped:
-            logger.warning("group %r: lost %s to another member", self.group, ", ".join(f"{t}/{p}" for t, p in dropped))
-            self._call("on_lost", dropped)
-
-    def _revoke(self, membership: Membership, partitions: list[TopicPartition]) -> None:
-        """Partitions to give up: what is processed of them is committed first."""
-        held = [tp for tp in partitions if tp in self._fetcher.tracks]
-        try:
-            if held:
-                if self._options.auto_commit:
-                    self._commit_processed(membership, held)
-                self._call("on_revoke", held)
-        finally:
-            for tp in held:
-                self._fetcher.drop(tp)
-            self._forget_run_of(held)
-            membership.released(partitions)
-
-    def _assign(self, membership: Membership, assigned: Mapping[TopicPartition, int]) -> None:
-        subscription = self._subscription
-        assert subscription is not None
-        known = {partition.tp: partition for partition in subscription.partitions()}
-        new = [tp for tp in assigned if tp in known]
-        first = []
-        for tp in new:
-            self._fetcher.drop(tp)
-            track = self._add(known[tp], subscription.types(tp.topic))
-            track.ownership = assigned[tp]
-            if track.committed is None and self._options.start != "earliest":
-                first.append(track)
-        if first:
-            # Where the group begins is settled once, so that nothing falls between two members.
-            membership.commit({track.tp: self._noted(track, track.position) for track in first}, self._ownerships(first))
-            for track in first:
-                track.committed = track.position
-                track.noted = track.position
-        if new:
-            self._call("on_assign", new)
-
-    def _ownerships(self, tracks: Any) -> dict[TopicPartition, int]:
-        return {track.tp: track.ownership for track in tracks}
-
-    def _noted(self, track: Track, offset: int) -> Position:
-        return Position(_state(track).incarnation, offset, self._ctx.epoch)
-
-    def _call(self, name: str, partitions: list[TopicPartition]) -> None:
-        callback = self._callbacks.get(name) or (self._callbacks.get("on_revoke") if name == "on_lost" else None)
-        if callback is not None and partitions:
-            callback(self, sorted(partitions))
-
-    def _drop_all(self) -> None:
-        self._fetcher.clear()
-        self._leave_run()
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -364,7 +127,7 @@ class Consumer:
             messages = track.messages(room)
             if messages:
                 found.extend(messages)
-                self._polled.append(track)
+                self._handout.polled.append(track)
             return len(messages)
 
         self._poll(timeout, most, take, found)
@@ -381,7 +144,7 @@ class Consumer:
                 return 0
             batch, start, stop = taken
             found.append(batch.columns(track.tp.topic, track.tp.partition, start, stop))
-            self._polled.append(track)
+            self._handout.polled.append(track)
             return stop - start
 
         self._poll(timeout, most, take, found)
@@ -397,8 +160,8 @@ class Consumer:
     def _poll(self, timeout: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]) -> None:
         with self._busy:
             self._check()
-            self._leave_run()
-            self._count_polled()
+            self._handout.take_back()
+            self._handout.count_polled()
             self._collect(self._deadline(timeout), most, take, found)
 
     def _collect(
@@ -409,7 +172,7 @@ class Consumer:
             failure, self._failure = self._failure, None
             raise failure
         while not self._stopped():
-            self._tend()
+            self._assignment.tend()
             if self._fetcher.look():
                 try:
                     self._fetcher.serve(most, self._guarded(take))
@@ -444,20 +207,16 @@ class Consumer:
             self._fetcher.look()
             or self._woken
             or self._closing
-            or self._membership_moved()
-            or self._topic_changes != self._engine.registry.changes
+            or self._assignment.moved()
         )
 
     def _sleep(self, deadline: float | None, ready: Callable[[], bool]) -> bool:
         """Wait for news until `deadline`; `False` when it has passed. What is processed is committed before."""
-        membership = self._membership
-        now = self._clock.monotonic()
-        left = None if deadline is None else deadline - now
+        left = None if deadline is None else deadline - self._clock.monotonic()
         if left is not None and left <= 0:
             self._ctx.hurry()
             return bool(self._fetcher.look())
-        if membership is not None and self._options.auto_commit:
-            self._commit_processed(membership)
+        self._assignment.commit_processed()
         self._ctx.hurry()
         pause = self._pause()
         self._waiter.wait(ready, pause if left is None else left if pause is None else min(left, pause))
@@ -465,9 +224,9 @@ class Consumer:
 
     def _pause(self) -> float | None:
         """How long to sleep at most before looking up: for what other processes do, and for members that hang."""
-        if self._membership is not None:
+        if self._assignment.membership is not None:
             patience = self._options.max_poll_interval_ms / 10_000
-            return _LOOK_FOR_MEMBERS_S if self._engine.shared else max(_LOOK_FOR_MEMBERS_S, patience)
+            return LOOK_FOR_MEMBERS_S if self._engine.shared else max(LOOK_FOR_MEMBERS_S, patience)
         return LOOK_AGAIN_S if self._engine.shared else None
 
     def _deadline(self, timeout: float | None) -> float | None:
@@ -484,12 +243,6 @@ class Consumer:
             return True
         return self._closing or self._ctx.closed
 
-    def _count_polled(self) -> None:
-        """What the last poll handed out is processed."""
-        for track in self._polled:
-            track.processed = track.position
-        self._polled.clear()
-
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Message]:
@@ -503,27 +256,25 @@ class Consumer:
         with self._busy:
             self._check()
             self._deadline(timeout)
-            self._leave_run()
-            polled, self._polled = self._polled, []
-            for track in polled:
-                track.rewind()
-                self._fetcher.wake(track)
+            self._handout.take_back_all()
         return self._loop(timeout)
 
     def _loop(self, timeout: float | None) -> Iterator[Message]:
+        handout = self._handout
         try:
             while True:
                 run = self._next_run(timeout)
                 if not run:
                     return
                 for message in run:
-                    self._current = message
+                    handout.current = message
                     yield message
                     # Resumed: the message is processed.
-                    if self._run is not run and not self._resumed(message, run):
+                    if handout.run is not run and not self._look_up(message, run):
                         break
                 else:
-                    self._end_run()
+                    with self._busy:
+                        handout.end_run()
         finally:
             self._engine.ticker.forget(self)
 
@@ -533,142 +284,53 @@ class Consumer:
 
         def take(track: Track, room: int) -> int:
             messages = track.messages(room)
-            if messages:
-                found.extend(messages)
-                self._run, self._run_track = found, track
-                return room
-            return 0
+            if not messages:
+                return 0
+            found.extend(messages)
+            self._handout.begin_run(found, track)
+            return room
 
         with self._busy:
             if self._closed:
                 return []
-            self._leave_run()
-            self._count_polled()
+            self._handout.take_back()
+            self._handout.count_polled()
             self._collect(self._deadline(timeout), self._options.max_poll_messages, take, found)
-            if self._membership is not None:
+            if self._assignment.membership is not None:
                 self._engine.ticker.watch(self)
         return found
 
     def tick(self) -> None:
         """From the ticker's thread: have the loop look up from its run when it asks for the next message."""
-        if self._run is not None:
-            self._run = _TICK
+        if self._handout.run is not None:
+            self._handout.run = TICK
 
-    def _resumed(self, message: Message, run: list[Message]) -> bool:
+    def _look_up(self, message: Message, run: list[Message]) -> bool:
         """The run was interrupted while `message`, now processed, was in the loop's hands; whether it goes on."""
+        handout = self._handout
         with self._busy:
-            track, ticked = self._run_track, self._run is _TICK
-            if track is not None and self._current is message:
-                track.processed = message.offset + 1
-                self._current = None
-                if ticked and not (self._woken or self._closing):
-                    self._run = run
-                    self._tend()
-                    if self._run is run:
-                        return True
-            self._leave_run()
+            ticked = handout.run is TICK
+            handout.resumed(message)
+            if ticked and not (self._woken or self._closing):
+                handout.run = run
+                self._assignment.tend()
+                if handout.run is run:
+                    return True
+            handout.take_back()
             return False
-
-    def _end_run(self) -> None:
-        with self._busy:
-            track = self._run_track
-            if track is not None:
-                track.processed = track.position
-            self._run = self._run_track = self._current = None
-
-    def _leave_run(self) -> None:
-        """Take back what the loop was not handed or is not done with."""
-        track, current = self._run_track, self._current
-        self._run = self._run_track = self._current = None
-        if track is not None:
-            if current is not None:
-                track.processed = current.offset
-            track.rewind()
-            self._fetcher.wake(track)
-
-    def _forget_run_of(self, dropped: list[TopicPartition]) -> None:
-        if self._run_track is not None and self._run_track.tp in dropped:
-            self._run = self._run_track = self._current = None
-        self._polled = [track for track in self._polled if track.tp not in dropped]
 
     # -- offsets ------------------------------------------------------------------------------------------------------
 
     def commit(self, message_or_offsets: Message | Mapping[TopicPartition, int] | None = None) -> None:
         """Commit, for the group: a message (its offset + 1), offsets, or `None`: all that was handed out.
 
-        A committed offset is the next one to read. Raises `FencedError` where a partition is this member's no more, with
-        nothing of the commit done; the next poll then joins again. `ConfigError` without a group.
+        A committed offset is the next one to read; what is committed counts as processed. Raises `FencedError` where a
+        partition is this member's no more, with nothing of the commit done; the next poll then joins again, and goes on
+        from the committed offsets. `ConfigError` without a group.
         """
         with self._busy:
             self._check()
-            membership = self._membership
-            if self.group is None:
-                raise ConfigError("a commit needs a group: open the consumer with group=...")
-            if membership is None:
-                raise ConfigError("a commit needs partitions: subscribe to topics first")
-            if message_or_offsets is None:
-                self._commit_handed_out(membership)
-            else:
-                self._commit_given(membership, message_or_offsets)
-
-    def _commit_handed_out(self, membership: Membership) -> None:
-        self._count_polled()
-        current = self._current
-        if current is not None and self._run_track is not None:
-            self._run_track.processed = current.offset + 1
-            self._current = None
-        tracks = [track for track in self._fetcher if self._to_commit(track)]
-        self._commit(membership, {track.tp: self._noted(track, track.processed) for track in tracks})
-
-    def _commit_given(self, membership: Membership, given: Any) -> None:
-        if isinstance(given, Message):
-            offsets = {TopicPartition(given.topic, given.partition): given.offset + 1}
-        elif isinstance(given, Mapping):
-            offsets = dict(given)
-        else:
-            raise ConfigError(f"commit takes a Message, a dict of TopicPartition to offset, or None; found {given!r:.60}")
-        noted = {}
-        for tp, offset in offsets.items():
-            partition = self._partition(tp)
-            _check_offset(offset)
-            if offset > partition.end():
-                raise OffsetOutOfRangeError(
-                    f"cannot commit offset {offset} of {tp[0]!r} partition {tp[1]}: its log ends at {partition.end()}"
-                )
-            noted[partition.tp] = Position(_incarnation(partition), offset, self._ctx.epoch)
-        self._commit(membership, noted)
-
-    def _commit(self, membership: Membership, noted: dict[TopicPartition, Position]) -> None:
-        if not noted:
-            return
-        tracks = self._fetcher.tracks
-        membership.commit(noted, {tp: tracks[tp].ownership for tp in noted if tp in tracks})
-        for tp, position in noted.items():
-            track = tracks.get(tp)
-            if track is not None:
-                track.committed = track.noted = position.offset
-
-    def _to_commit(self, track: Track) -> bool:
-        return track.processed != track.noted
-
-    def _commit_processed(self, membership: Membership, only: list[TopicPartition] | None = None) -> None:
-        """Commit automatically. Of partitions that turn out to be lost nothing is committed, and they are dropped."""
-        if not self._options.auto_commit:
-            return
-        track, current = self._run_track, self._current
-        if track is not None and current is not None:
-            track.processed = current.offset
-        wanted = [t for t in self._fetcher if self._to_commit(t) and (only is None or t.tp in only)]
-        if not wanted:
-            return
-        try:
-            self._commit(membership, {track.tp: self._noted(track, track.processed) for track in wanted})
-        except FencedError as error:
-            logger.warning("group %r: %s", self.group, error)
-            lost = membership.lost_of(self._ownerships(wanted))
-            self._lose(lost)
-            left = [track for track in wanted if track.tp not in lost and track.tp in self._fetcher.tracks]
-            self._commit(membership, {track.tp: self._noted(track, track.processed) for track in left})
+            self._assignment.commit(message_or_offsets)
 
     def committed(self, tp: TopicPartition) -> int | None:
         """The group's committed offset of a partition, `None` where there is none."""
@@ -676,41 +338,29 @@ class Consumer:
             self._check()
             if self.group is None:
                 raise ConfigError("committed offsets belong to a group: open the consumer with group=...")
-            partition = self._partition(tp)
-            found = self._engine.offsets.get(self.group, partition.tp, _incarnation(partition))
+            partition = self._assignment.partition(tp)
+            found = self._engine.offsets.get(self.group, partition.tp, partition.topic.incarnation)
             return None if found is None else cap_offset(partition, found.offset, found.epoch)
-
-    def _track(self, tp: Any) -> Track:
-        track = self._fetcher.tracks.get(tp) if isinstance(tp, tuple) else None
-        if track is None:
-            self._partition(tp)
-            raise ConfigError(f"{tp[0]!r} partition {tp[1]} is not assigned to this consumer; see assignment()")
-        return track
 
     def position(self, tp: TopicPartition) -> int:
         """The offset of the next message that will be handed out."""
         with self._busy:
             self._check()
-            return self._position(self._track(tp))
-
-    def _position(self, track: Track) -> int:
-        if track is self._run_track:
-            return track.processed if self._current is None else self._current.offset + 1
-        return track.position
+            return self._handout.position(self._assignment.track(tp))
 
     def epoch(self, tp: TopicPartition) -> int:
         """What to keep beside a position in a store of one's own: `seek` takes it back."""
         with self._busy:
             self._check()
-            self._track(tp)
+            self._assignment.track(tp)
             return self._ctx.epoch
 
     def seek(self, tp: TopicPartition, offset: int, epoch: int | None = None) -> None:
         """Hand out `offset` next; with the `epoch` it was noted in, capped where a stop of the machine took the log back."""
         with self._busy:
             self._check()
-            track = self._track(tp)
-            _check_offset(offset)
+            track = self._assignment.track(tp)
+            check_offset(offset)
             if epoch is not None:
                 if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
                     raise ConfigError(f"epoch must be what epoch(tp) gave; found {epoch!r:.60}")
@@ -718,11 +368,11 @@ class Consumer:
             self._seek(track, offset)
 
     def _seek(self, track: Track, offset: int) -> None:
-        if track is self._run_track:
-            self._leave_run()
+        if track is self._handout.run_track:
+            self._handout.take_back()
         track.seek(offset)
         track.processed = track.noted = offset
-        self._polled = [other for other in self._polled if other is not track]
+        self._handout.polled = [other for other in self._handout.polled if other is not track]
         self._fetcher.wake(track)
 
     def seek_to_beginning(self, *tps: TopicPartition) -> None:
@@ -739,7 +389,7 @@ class Consumer:
 
     def _tracks(self, tps: tuple[TopicPartition, ...]) -> list[Track]:
         self._check()
-        return [self._track(tp) for tp in tps] if tps else list(self._fetcher)
+        return [self._assignment.track(tp) for tp in tps] if tps else list(self._fetcher)
 
     def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, int | None]:
         """For each partition the first offset with that timestamp (ms) or a later one; `None` when there is none."""
@@ -747,7 +397,7 @@ class Consumer:
             self._check()
             found: dict[TopicPartition, int | None] = {}
             for tp, timestamp_ms in times.items():
-                partition = self._partition(tp)
+                partition = self._assignment.partition(tp)
                 if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int):
                     raise ConfigError(f"a time is an int in ms since the epoch; found {timestamp_ms!r:.60}")
                 found[partition.tp] = offset_for_time(partition, timestamp_ms)
@@ -758,20 +408,20 @@ class Consumer:
         with self._busy:
             self._check()
             self._ctx.hurry()
-            return {track.tp: max(0, track.partition.end() - self._position(track)) for track in self._fetcher}
+            return {track.tp: max(0, track.partition.end() - self._handout.position(track)) for track in self._fetcher}
 
     def beginning_offsets(self, tps: Any) -> dict[TopicPartition, int]:
         """The first offset of each partition."""
         with self._busy:
             self._check()
-            return {partition.tp: partition.start() for partition in map(self._partition, tps)}
+            return {partition.tp: partition.start() for partition in map(self._assignment.partition, tps)}
 
     def end_offsets(self, tps: Any) -> dict[TopicPartition, int]:
         """The next offset of each partition."""
         with self._busy:
             self._check()
             self._ctx.hurry()
-            return {partition.tp: partition.end() for partition in map(self._partition, tps)}
+            return {partition.tp: partition.end() for partition in map(self._assignment.partition, tps)}
 
     # -- pause, wake up, close ----------------------------------------------------------------------------------------
 
@@ -780,8 +430,8 @@ class Consumer:
         with self._busy:
             for track in self._tracks(tps) if tps else ():
                 track.paused = True
-                if track is self._run_track:
-                    self._run = None  # the loop goes on elsewhere when it asks for the next message
+                if track is self._handout.run_track:
+                    self._handout.run = None  # the loop goes on elsewhere when it asks for the next message
 
     def resume(self, *tps: TopicPartition) -> None:
         """Hand out messages of these partitions again."""
@@ -799,7 +449,7 @@ class Consumer:
     def wakeup(self) -> None:
         """From any thread: the current or next call that may block returns empty, the loop ends."""
         self._woken = True
-        self._run = None
+        self._handout.run = None
         self._waiter.ring()
 
     def close(self) -> None:
@@ -812,9 +462,8 @@ class Consumer:
             if self._closed:
                 return
             self._closed = True
-            self._polled.clear()
             try:
-                self._let_go()
+                self._assignment.let_go()
             finally:
                 self._engine.forget(self)
 
@@ -828,18 +477,3 @@ class Consumer:
         self._ctx.check()
         if self._closed:
             raise ClosedError("the consumer is closed; open another with bus.consumer(...)")
-
-
-def _state(track: Track) -> TopicState:
-    state = track.partition.topic
-    assert isinstance(state, TopicState)
-    return state
-
-
-def _incarnation(partition: Partition) -> int:
-    return partition.topic.incarnation
-
-
-def _check_offset(offset: Any) -> None:
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-        raise ConfigError(f"an offset must be an int, at least 0; found {offset!r:.60}")

@@ -32,8 +32,8 @@ class Sender(Protocol):
     def push(self) -> None:
         """Write what is held back, and wait for it."""
 
-    def forked(self) -> None:
-        """Take nothing more: this is the child of a fork."""
+    def topics_changed(self) -> None:
+        """Look at the topics, and whether the bus is still this process's, before the next message."""
 
 
 def _nothing() -> None:

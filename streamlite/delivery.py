@@ -137,6 +137,13 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
     _item: Any
     """The staged tuple, known to the outcome by its identity, or the message's number in its batch."""
 
+    def __eq__(self, other: object) -> bool:
+        # A callback gets a new one for the same send.
+        return isinstance(other, Delivery) and self._outcome is other._outcome and self._item is other._item
+
+    def __hash__(self) -> int:
+        return hash((id(self._outcome), id(self._item)))
+
     def done(self) -> bool:
         """Whether it is known what became of it."""
         return self._outcome.done
@@ -256,6 +263,12 @@ class BulkDelivery(Delivery, gc=False, eq=False):
         if error is not None:
             raise error
         return Results(self._pieces)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
     def exception(self, timeout: float | None = None) -> StreamliteError | None:
         first: StreamliteError | None = None

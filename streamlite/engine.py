@@ -254,7 +254,7 @@ class Engine:
         """In the child: this bus is the parent's. Nothing is unlocked or written, every handle refuses."""
         self.ctx.forked = True
         for sender in self.ctx.senders:
-            sender.forked()
+            sender.topics_changed()
 
 
 def _files(location: str, read_only: bool) -> Files:

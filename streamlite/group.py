@@ -17,9 +17,8 @@ the generation, and for each member a locked file and a mapped page with the tim
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -29,7 +28,7 @@ from streamlite import group_state as states
 from streamlite.config import ConsumerOptions
 from streamlite.engine import Engine
 from streamlite.errors import FencedError, GroupActiveError
-from streamlite.files import FileLock, MissingFile
+from streamlite.files import FileLock, MissingFile, process_id
 from streamlite.format import checksum
 from streamlite.group_state import GroupState, may_commit, owned_by, to_release
 from streamlite.message import TopicPartition
@@ -61,11 +60,12 @@ class GroupFiles:
         self._ctx = engine.ctx
         self.name = name
         self.directory = f"{DIRECTORY}/{name}"
-        files = self._ctx.files
-        for directory in (DIRECTORY, self.directory, f"{self.directory}/members"):
-            files.make_dir(directory)
         self.guard = self._ctx.guard(f"{self.directory}/lock", f"group {name!r}")
-        self.control = files.map(f"{self.directory}/control", 0, _PAGE).cast("Q")
+        if not self._ctx.read_only:
+            files = self._ctx.files
+            for directory in (DIRECTORY, self.directory, f"{self.directory}/members"):
+                files.make_dir(directory)
+            self.control = files.map(f"{self.directory}/control", 0, _PAGE).cast("Q")
         self._state = GroupState()
         self._incarnations: dict[str, int] = {}
         self._loaded = -1  # the generation word that _state is of
@@ -98,7 +98,10 @@ class GroupFiles:
 
     @contextmanager
     def locked(self) -> Iterator[GroupState]:
-        """Under the group's lock, the state with the dead taken out."""
+        """Under the group's lock, the state with the dead taken out; of a bus that only reads, the state as it was left."""
+        if self._ctx.read_only:
+            yield self._read()[0]
+            return
         self.guard.acquire(self._ctx.lock_timeout)
         try:
             yield self.settled()
@@ -288,7 +291,7 @@ class Membership:
             states.Join(
                 member=self.id,
                 topics=self._names,
-                pid=os.getpid(),
+                pid=process_id(),
                 assignor=options.assignor,
                 name=options.member,
                 member_timeout_ms=options.member_timeout_ms,
@@ -354,6 +357,16 @@ class Membership:
         offsets = self._engine.offsets
         with self._files.locked():
             return [offsets.get(self._group, one.tp, one.topic.incarnation) for one in partitions]
+
+    def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
+        """Commit where the group begins in a topic, all of whose partitions these are, unless it knows the topic already."""
+        offsets, ctx = self._engine.offsets, self._engine.ctx
+        with self._files.locked():
+            topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self._group)}
+            new = [one for one in partitions if (one.topic.name, one.topic.incarnation) not in topics]
+            if new:
+                positions = {one.tp: Position(one.topic.incarnation, start(one), ctx.epoch) for one in new}
+                offsets.commit(self._group, positions)
 
     def commit(self, positions: Mapping[TopicPartition, Position], ownerships: Mapping[TopicPartition, int]) -> None:
         """Commit all of it, or, where one ownership has ended, nothing: `FencedError`."""

@@ -31,8 +31,8 @@ def check_timestamp(timestamp: Any) -> int:
         return int(timestamp.timestamp() * 1000)
     if isinstance(timestamp, bool) or not isinstance(timestamp, int):
         raise ConfigError(f"timestamp must be an int in ms or an aware datetime; found {timestamp!r:.60}")
-    if not 0 <= timestamp < 1 << 62:
-        raise ConfigError(f"timestamp must be ms since the epoch, 0 or more; found {timestamp}")
+    if not -(1 << 62) < timestamp < 1 << 62:
+        raise ConfigError(f"timestamp must be ms since the epoch; found {timestamp}")
     return timestamp
 
 

@@ -449,7 +449,7 @@ class Partition:
         segments = self.log.segments(slot.get(CHANGES))
         first = max(segments.bisect_right(slot.get(SYNCED)) - 1, 0)
         old = segments.values()[first:]
-        for segment, following in zip(old, [*old[1:], None], strict=True):
+        for segment, following in zip(old, [*old[1:], None]):  # noqa: B905 - of none there is no last one
             until = following.base if following is not None else slot.end
             if until > segment.base:
                 self._copy(segment, until)

@@ -249,31 +249,39 @@ class Producer:
         lane = route.lane
         columns = BulkColumns(lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
         pieces: list[Piece] = []
+        on_delivery = self._options.on_delivery
         budget = max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
         for start, stop, size in columns.cuts(budget):
             with self.mutex:
                 self._check_open()
                 self._seal(lane)
                 self._wait_for_room(size)
-                piece, batches = columns.piece(self, lane, start, stop, int(self._now() * 1000))
+                now_ms = int(self._now() * 1000)
+                piece, batches = columns.piece(self, lane, start, stop, now_ms, told=on_delivery is not None)
                 batches[0].bytes = size
                 self._send_off(batches)
             pieces.append(piece)
             self._drain_if_free()
         if pieces:
-            return BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces)
-        nothing = Outcome(self, lane.state.name, 0)
-        nothing.settle(0, None)
-        return BulkDelivery(nothing, 0, [])
+            delivery = BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces)
+        else:
+            nothing = Outcome(self, lane.state.name, 0)
+            nothing.settle(0, None)
+            delivery = BulkDelivery(nothing, 0, [])
+        if on_delivery is not None:
+            delivery.add_done_callback(on_delivery)
+        return delivery
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
     def _route(self, topic: Any) -> _Route:
         """What `topic` means, as the bus has it now."""
         self._check_open()
-        self._ctx.check_writable()
-        route = self._routes.get(topic)
-        if route is None or route.lane.state.seen != self._engine.registry.changes:
+        try:
+            route = self._routes.get(topic)
+        except TypeError:
+            raise ConfigError(f"a topic is named, or is a Topic; found {type(topic).__name__}") from None
+        if route is None or route.lane.state.seen != self._engine.registry.changes or route.lane.stale:
             with self.mutex:
                 route = self._new_route(topic)
         return route
@@ -293,9 +301,8 @@ class Producer:
             lane = self._lanes[state.incarnation] = Lane(
                 state, len(self._lanes), ticks=isinstance(self._clock, SystemClock)
             )
-        else:
-            self._seal(lane)
-            lane.take_settings()
+        elif lane.stale:
+            self._refresh(lane)
         if len(self._routes) >= _ROUTES_MAX:
             self._routes.clear()
             self._raw.clear()
@@ -304,6 +311,18 @@ class Producer:
             self._raw[topic] = lane.by_key
         return route
 
+    def _refresh(self, lane: Lane) -> None:
+        """Under the mutex: take up a topic's new settings; what was known of its keys is forgotten."""
+        self._seal(lane)
+        lane.take_settings()
+        self._raw.clear()
+        self._routes.clear()
+
+    def topics_changed(self) -> None:
+        """Some topic came, went or changed: look at it before the next message."""
+        self._raw.clear()
+        self._routes.clear()
+
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def _begin(self, lane: Lane, size: int, now: float) -> None:
@@ -311,7 +330,8 @@ class Producer:
         registry = self._engine.registry
         if lane.state.seen != registry.changes:
             registry.current(lane.state)
-            lane.take_settings()
+        if lane.stale:
+            self._refresh(lane)
         self._wait_for_room(size)
         free = self._options.buffer_bytes - self._buffered
         room = max(size, min(self._options.batch_bytes, free // 2, STAGED_MAX * MESSAGE_OVERHEAD))
@@ -397,11 +417,11 @@ class Producer:
 
     def _drain_once(self, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
         """Encode and append, holding `_draining`; what became of the batches goes to `settled`."""
-        queues = self._queues
+        queues, keep = self._queues, self._options.on_delivery is not None
         while self._sealed:
             batch = self._sealed.popleft()
             try:
-                outgoing = batch.encode()
+                outgoing = batch.encode(keep=keep)
             except StreamliteError as error:
                 settled.append((batch, -1, error))
                 continue
@@ -474,10 +494,10 @@ class Producer:
             self._room.notify_all()
         on_delivery = self._options.on_delivery
         for batch, base, error in settled:
-            if on_delivery is not None:
+            if batch.kept:
                 batch.seen = True
-                for index in range(batch.count):
-                    batch.add_callback(index, on_delivery)
+                for item in batch.kept:
+                    batch.add_callback(item, on_delivery)
             batch.settle(base, error)
 
     # -- the worker ---------------------------------------------------------------------------------------------------
@@ -545,10 +565,6 @@ class Producer:
         """Have every earlier send settled, whatever became of it."""
         self._flush(None)
 
-    def forked(self) -> None:
-        """In the child of a fork: the fast path takes nothing more."""
-        self._raw.clear()
-        self._routes.clear()
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when every earlier send has a result; raises the first failure nobody looked at, or `TimeoutError`."""

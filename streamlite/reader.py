@@ -214,7 +214,7 @@ def offset_for_time(partition: Partition, timestamp_ms: int) -> int | None:
     end, start = partition.end(), partition.slot.get(START)
     changes = partition.slot.get(CHANGES)
     segments = list(partition.log.segments(changes).values())
-    for segment, following in zip(segments, [*segments[1:], None], strict=True):
+    for segment, following in zip(segments, [*segments[1:], None]):  # noqa: B905 - of none there is no last one
         entry = segment.last_entry() if following is not None else None
         if entry is not None and following is not None and entry.offset == following.base:
             # A sealed segment's last entry stands for its end: nothing in it is later than that.

@@ -190,6 +190,8 @@ class Registry:
         finally:
             self._ctx.counters.header[TOPICS] += 1
             self._lock.release()
+        for sender in self._ctx.senders:
+            sender.topics_changed()
         self._ctx.bell.ring()
 
     def create(self, name: str, asked: int | None, settings: TopicSettings) -> TopicState:

@@ -44,12 +44,14 @@ _NEVER: Final = float("-inf")
 class Batch(Outcome):
     """An open or sealed batch of one partition; what became of it is asked of its `Outcome` side."""
 
-    __slots__ = ("charged", "items", "mixed", "part", "small", "tick")
+    __slots__ = ("charged", "items", "kept", "mixed", "part", "small", "tick")
 
     def __init__(self, sender: Sender, part: Part) -> None:
         super().__init__(sender, part.partition.topic.name, part.partition.number)
         self.part = part
         self.items: list[tuple[Any, ...]] = []
+        self.kept: list[tuple[Any, ...]] = []
+        """The items, where each is to be told of when it is settled."""
         self.mixed = False
         self.charged = 0
         self.small = part.lane.small
@@ -69,8 +71,10 @@ class Batch(Outcome):
             return False
         return any(one is item for one in items[: self.count])
 
-    def encode(self) -> Outgoing:
-        """The sealed batch as bytes; drops its items."""
+    def encode(self, *, keep: bool = False) -> Outgoing:
+        """The sealed batch as bytes; drops its items, or, with `keep`, puts them aside."""
+        if keep:
+            self.kept = self.items[: self.count]
         items, settings = self.items[: self.count], self.part.partition.topic.settings
         headers = None
         if self.mixed:
@@ -191,7 +195,7 @@ class Lane:
 
     __slots__ = (
         "_sticky", "active", "by_key", "due_at", "hurried", "last_at", "left", "message_bytes", "message_bytes_max",
-        "opened", "parts", "reserved", "small", "state", "ticks",
+        "opened", "parts", "reserved", "settings", "small", "state", "ticks",
     )  # fmt: skip
 
     def __init__(self, state: TopicState, sticky: int, *, ticks: bool) -> None:
@@ -210,7 +214,8 @@ class Lane:
 
     def take_settings(self) -> None:
         """Take up what the topic's settings say now; nothing is staged."""
-        state, settings = self.state, self.state.settings
+        state = self.state
+        settings = self.settings = state.settings
         self.message_bytes_max = settings.max_message_bytes
         # Keys that `by_key` knows are short; with this, no message of the fast path can be too large.
         self.small = min(SMALL_BYTES, settings.max_message_bytes - KEY_BYTES_MAX)
@@ -226,6 +231,11 @@ class Lane:
         if not self.state.settings.compacted:
             self.by_key[None] = self.parts[self._sticky % len(self.parts)]
         return part
+
+    @property
+    def stale(self) -> bool:
+        """Whether the topic has other settings or more partitions than the lane was made for."""
+        return self.settings is not self.state.settings or len(self.parts) != len(self.state.partitions)
 
     def charge(self, batch: Batch) -> None:
         """Under the mutex: take what came to the batch without asking off the room."""

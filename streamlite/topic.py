@@ -122,8 +122,7 @@ class Topic:
         self, partition: Partition, start: int, stop: int, since_ms: int | None, until_ms: int | None
     ) -> Iterator[tuple[Batch, int, int]]:
         """`(batch, first place, place after the last)` within the offsets; batches of other times are left out."""
-        cursor = Cursor(partition, start)
-        for batch in cursor.batches(stop):
+        for batch in _all_batches(partition, start, stop):
             header = batch.header
             if since_ms is not None and header.max_timestamp < since_ms:
                 continue
@@ -230,6 +229,19 @@ class Topic:
     def _writable(self) -> TopicState:
         self._engine.ctx.check_writable()
         return self._current()
+
+
+def _all_batches(partition: Partition, start: int, stop: int) -> Iterator[Batch]:
+    """What is left of these offsets: what was truncated while somebody was reading is passed over."""
+    cursor = Cursor(partition, start)
+    while True:
+        try:
+            yield from cursor.batches(stop)
+            return
+        except OffsetOutOfRangeError:
+            if partition.start() <= cursor.offset:
+                raise
+            cursor.seek(partition.start())
 
 
 def _within(timestamp: int, since_ms: int | None, until_ms: int | None) -> bool:

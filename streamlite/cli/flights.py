@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from importlib import resources
+from io import TextIOWrapper
 from typing import Final
 
 import msgspec
@@ -58,7 +59,7 @@ def read_flights() -> list[Flight]:
             f"the demo's data is xz-compressed, and this Python was built without it: {error}"
         ) from None
     packed = resources.files("streamlite.cli").joinpath("data", FILE)
-    with packed.open("rb") as raw, lzma.open(raw, "rt", encoding="ascii", newline="") as text:
+    with packed.open("rb") as raw, lzma.open(raw) as data, TextIOWrapper(data, encoding="ascii", newline="") as text:
         return [_flight(row) for row in csv.DictReader(text)]
 
 

@@ -90,7 +90,7 @@ def show_figures(console: Console, figures: Figures) -> None:
 
 
 def _step(console: Console, name: str, text: str) -> None:
-    console.print(Text.assemble("\n", (name, "bold"), ": ", text))
+    console.print(Text.assemble("\n", (name, "bold"), ": ", text), soft_wrap=True)
 
 
 @contextmanager

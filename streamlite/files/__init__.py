@@ -18,7 +18,12 @@ from collections.abc import Callable, Sequence
 
 from streamlite.errors import StorageError
 
-__all__ = ["File", "FileLock", "Files", "MissingFile", "after_fork_in_child"]
+__all__ = ["File", "FileLock", "Files", "MissingFile", "after_fork_in_child", "process_id"]
+
+
+def process_id() -> int:
+    """The number the system knows this process by."""
+    return os.getpid()
 
 
 def after_fork_in_child(call: Callable[[], object]) -> None:

@@ -65,7 +65,8 @@ class _Descriptor:
             except refused:
                 pass  # somebody closed it behind our back; there is nobody to tell
 
-    def _fail(self, what: str, error: OSError) -> NoReturn:
+    def _fail(self, what: str, error: Exception) -> NoReturn:
+        # In the child of a fork the number is -1: some calls say EBADF to that, others raise a ValueError.
         if self._fd < 0:
             raise ForkedError(
                 f"{self.path} was opened before a fork, it is the parent's: open the bus again in the child"
@@ -141,7 +142,7 @@ class LocalFile(_Descriptor, File):
     def sync(self) -> None:
         try:
             _datasync(self._fd)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._fail("sync", error)
 
     def map(self, offset: int, size: int, *, writable: bool) -> memoryview:
@@ -152,16 +153,14 @@ class LocalFile(_Descriptor, File):
                 _allocate(self._fd, offset, size)
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             return memoryview(mmap.mmap(self._fd, size, offset=offset, access=access))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._fail("map", error)
-        except ValueError as error:
-            _fail("map", self.path, error)
 
     def sync_names(self) -> None:
         """Bring a directory's entries to the device."""
         try:
             os.fsync(self._fd)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._fail("sync", error)
 
 
@@ -178,7 +177,7 @@ class LocalLock(_Descriptor, FileLock):
             self._keep()
             return False
         except (OSError, ValueError) as error:
-            self._refuse("lock", error)
+            self._fail("lock", error)
         self._held = wanted
         return True
 
@@ -189,7 +188,7 @@ class LocalLock(_Descriptor, FileLock):
                 fcntl.flock(self._fd, self._held)
             except OSError as error:
                 self._held = None
-                self._refuse("take back the lock", error)
+                self._fail("take back the lock", error)
 
     def release(self) -> None:
         self._held = None
@@ -198,11 +197,7 @@ class LocalLock(_Descriptor, FileLock):
         try:
             fcntl.flock(self._fd, _UNLOCK)
         except OSError as error:
-            self._refuse("unlock", error)
-
-    def _refuse(self, what: str, error: Exception) -> NoReturn:
-        # `flock` of a closed descriptor is a ValueError, since it is negative.
-        self._fail(what, error if isinstance(error, OSError) else OSError(errno.EBADF, str(error)))
+            self._fail("unlock", error)
 
 
 class LocalFiles(Files):
@@ -294,7 +289,7 @@ class LocalFiles(Files):
         at = self._at("open", path)
         try:
             with _opening:
-                opened = kind(path, os.open(at, flags | _OPEN, 0o600))
+                opened = kind(path or self.root, os.open(at, flags | _OPEN, 0o600))
                 _descriptors.add(opened)
             if flags & os.O_CREAT and os.fstat(opened._fd).st_mode & 0o600 != 0o600:
                 os.fchmod(opened._fd, 0o600)  # just created, under a umask that takes rights from its owner

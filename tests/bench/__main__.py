@@ -112,7 +112,7 @@ def _profile(case: Case) -> None:
         profiles[0].enable()
         figure = case.measure()
         profiles[0].disable()
-    threading.setprofile(None)  # type: ignore[arg-type]
+    threading.setprofile(None)
     stats = pstats.Stats(profiles[0])
     for profile in profiles[1:]:
         stats.add(profile)

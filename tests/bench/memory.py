@@ -18,6 +18,9 @@ BUFFER_BYTES: Final = 64 * MIB
 """The producer's default."""
 OVERHEAD_BYTES: Final = 250
 """What the buffer counts for a message beside its payload."""
+FULL: Final = BUFFER_BYTES // (len(VALUES[0]) + OVERHEAD_BYTES)
+LIMIT_S: Final = 60.0
+"""Sending to the slow disk ends after this, whatever was sent."""
 
 PEAK: Final = """
 import os, resource, sys, time
@@ -40,7 +43,7 @@ with streamlite.open(sys.argv[1]) as bus, bus.consumer("t", group=f"g{os.getpid(
         batch = consumer.poll(60)
         assert batch, seen
         seen += len(batch)
-print(peak() - before)
+print(peak() - before, seen)
 """
 
 PRODUCE: Final = """
@@ -61,20 +64,24 @@ with streamlite.open(sys.argv[1], sync="never") as bus:
     with bus.producer(buffer_bytes=int(sys.argv[3])) as producer:
         send = producer.send
         before = peak()
+        until = time.monotonic() + float(sys.argv[4])
         for number in range(int(sys.argv[2])):
             # Bytes of its own, as values that come from anywhere are: 1,000 shared ones would take no room.
             send(topic, os.urandom(96) + number.to_bytes(4, "little"), key=keys[number % 1000])
-    assert sum(topic.end_offsets().values()) == int(sys.argv[2])
-print(peak() - before)
+            if time.monotonic() > until:
+                break
+    assert sum(topic.end_offsets().values()) == number + 1
+print(peak() - before, number + 1)
 """
 
 
-def memory_of(program: str, *arguments: object) -> float:
-    """What a process that runs `program` prints, in MiB."""
+def memory_of(program: str, *arguments: object) -> tuple[float, int]:
+    """Memory in MiB and the count of messages that a process prints that runs `program`."""
     root = Path(streamlite.__file__).parents[1]
     command = [sys.executable, "-c", PEAK + program, *map(str, arguments)]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout) / MIB
+    peak, count = map(int, done.stdout.split())
+    return peak / MIB, count
 
 
 class ConsumerMemory(Absolute):
@@ -94,7 +101,7 @@ class ConsumerMemory(Absolute):
             yield
 
     def measure(self) -> float:
-        return memory_of(CONSUME, self.place, self.messages)
+        return memory_of(CONSUME, self.place, self.messages)[0]
 
 
 class ProducerMemory(Absolute):
@@ -106,6 +113,12 @@ class ProducerMemory(Absolute):
     unit = "MiB"
 
     def measure(self) -> float:
-        messages = self.setting.scaled(4 * BUFFER_BYTES // (len(VALUES[0]) + OVERHEAD_BYTES))
+        # A tenth of the size still has to fill the buffer, so this one does not scale.
         with self.setting.scratch() as place:
-            return memory_of(PRODUCE, place, messages, BUFFER_BYTES)
+            memory, self.sent = memory_of(PRODUCE, place, 4 * FULL, BUFFER_BYTES, LIMIT_S)
+        return memory
+
+    def note(self) -> str:
+        if self.sent < FULL:
+            return f"{self.sent:,} messages in {LIMIT_S:.0f} s: the buffer, good for {FULL:,}, was never full"
+        return f"{self.sent:,} messages sent, the buffer is good for {FULL:,}"

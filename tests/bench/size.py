@@ -20,9 +20,9 @@ START_MS: Final = 1_700_000_000_000
 VALUE_BYTES: Final = len(VALUES[0])
 
 
-def fill(bus: Bus, messages: int, piece: int = 10_000) -> None:
-    """Send so many to `t`, one a millisecond of event time, in flushed calls of `piece` messages."""
-    topic = bus.topic("t")
+def fill(bus: Bus, messages: int, piece: int = 10_000, name: str = "t") -> None:
+    """Send so many to a topic, one a millisecond of event time, in calls of `piece` messages, one after the other."""
+    topic = bus.topic(name)
     values = VALUES * (piece // DISTINCT + 1)
     with bus.producer() as producer:
         for begin in range(0, messages, piece):
@@ -39,6 +39,8 @@ class Open(Absolute):
     target = 50.0
     unit = "ms"
     segments: Final = 1_000
+    batches: Final = 10
+    """In a segment; of 1,000 messages each at full size."""
 
     @contextmanager
     def prepare(self) -> Iterator[None]:
@@ -50,15 +52,18 @@ class Open(Absolute):
             yield
 
     def _build(self, place: str, messages: int) -> tuple[str, int]:
-        piece = messages // self.segments
-        # Smaller than a piece with its framing, so that each piece fills a segment of its own.
-        segment_bytes = max(1, piece * VALUE_BYTES)
+        piece = messages // self.segments // self.batches
         with streamlite.open(place, sync="never") as bus:
-            bus.topic("t", segment_bytes=segment_bytes)
-            fill(bus, piece * self.segments, piece)
-        found = len(list(Path(place).rglob("*.log")))
-        assert 0.9 * self.segments <= found - _internal_logs(place) <= 1.1 * self.segments, f"{found} segments"
-        return place, piece * self.segments
+            bus.topic("probe")
+            fill(bus, piece, piece, "probe")
+            batch_bytes = sum(path.stat().st_size for path in _logs(place, "probe"))
+            bus.delete_topic("probe")
+            # Half a batch more, so that it is the same whether a roll comes before or after what exceeds it.
+            bus.topic("t", segment_bytes=round((self.batches + 0.5) * batch_bytes))
+            fill(bus, messages, piece, "t")
+        found = len(_logs(place, "t"))
+        assert 0.85 * self.segments <= found <= 1.15 * self.segments, f"{found} segments"
+        return place, messages
 
     def measure(self) -> float:
         self.less.append(self._open(self.small))
@@ -80,8 +85,8 @@ class Open(Absolute):
         return f"{self.count:,} messages; with a hundredth of them {statistics.median(self.less):.1f} ms"
 
 
-def _internal_logs(place: str) -> int:
-    return sum(part.startswith("__") for path in Path(place).rglob("*.log") for part in path.parts)
+def _logs(place: str, topic: str) -> list[Path]:
+    return [path for path in Path(place).rglob("*.log") if topic in path.relative_to(place).parts]
 
 
 class Seek(Absolute):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -218,10 +219,8 @@ def test_a_damaged_frame_stays_within_the_limit(name: str, data: bytes, more: st
     for at in more.draw(st.sets(st.integers(0, len(frame) - 1), max_size=4)):
         frame[at] = more.draw(st.integers(0, 255))
     limit = more.draw(st.integers(0, 1000))
-    try:
+    with suppress(ValueError):
         assert len(codec(name).decompress(bytes(frame), limit)) <= limit
-    except ValueError:
-        pass
 
 
 @given(st.lists(st.integers(-(1 << 60), 1 << 60), min_size=1, max_size=30) | st.lists(st.integers(0, 3), min_size=1))

@@ -74,7 +74,11 @@ def test_any_payload_is_verified(header: BatchHeader, payload: bytes, after: byt
 
 RISING = st.lists(
     st.tuples(st.integers(1, 1 << 40), st.integers(1, 1 << 40), st.integers(0, 1 << 40)), max_size=20
-).map(lambda steps: [IndexEntry(*entry) for entry in accumulate(steps, lambda a, b: tuple(map(sum, zip(a, b, strict=True))))])
+).map(
+    lambda steps: [
+        IndexEntry(*entry) for entry in accumulate(steps, lambda a, b: tuple(map(sum, zip(a, b, strict=True))))
+    ]
+)
 
 
 @given(RISING, st.binary(max_size=3 * INDEX_ENTRY_BYTES))

@@ -427,14 +427,15 @@ class DiskMachine(LogMachine):
     durable = True
 
 
-def run(machine: type[LogMachine]) -> None:
-    """As many examples as the profile says, thirty steps each: the usual hundred take some seconds a backend."""
-    run_state_machine_as_test(machine, settings=settings(stateful_step_count=30, deadline=None))
+def run(machine: type[LogMachine], share: int) -> None:
+    """A share of the profile's examples, of thirty steps each, so that it takes seconds."""
+    examples = max(10, settings().max_examples // share)
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=30, deadline=None))
 
 
 def test_the_log_in_memory_is_what_the_model_says() -> None:
-    run(LogMachine)
+    run(LogMachine, share=1)
 
 
 def test_the_log_in_a_directory_is_what_the_model_says() -> None:
-    run(DiskMachine)
+    run(DiskMachine, share=2)

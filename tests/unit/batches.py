@@ -1,8 +1,9 @@
-"""Batches for tests that need some bytes of a log."""
+"""Batches for tests that need some bytes of a log, and children for tests that need a fork."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -61,14 +62,21 @@ def log_of(count: int, size: int = 100) -> list[bytes]:
     ]
 
 
+def fork() -> int:
+    """`os.fork`, where other threads are known and meant: Python 3.12 and later warn of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_child(call: Callable[[], object]) -> str:
     """What `call` returned or raised in the child of a fork, as text."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             said = str(call())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told and the child ends here
             said = type(error).__name__
         os.write(writer, said.encode())
         os._exit(0)

@@ -103,7 +103,12 @@ def test_a_batch_comes_back_as_it_was(compression: str) -> None:
     payload = encode_payload([b"k", None], [b"v", None], [0, 4], [PAIRS, None])
     packed = codec(compression).compress(payload)
     header = header_of(
-        packed, 2, compression=codec(compression).id, content_bytes=len(payload), base_offset=40, max_timestamp=BASE_MS + 4
+        packed,
+        2,
+        compression=codec(compression).id,
+        content_bytes=len(payload),
+        base_offset=40,
+        max_timestamp=BASE_MS + 4,
     )
     batch = decode(header, memoryview(packed))
     assert batch.header is header
@@ -257,7 +262,11 @@ def test_a_payload_of_another_length_than_stated_is_refused(compression: str, wr
 
 
 def test_nesting_without_end_is_refused() -> None:
-    for payload in (b"\x91" * 200_000, b"\x97\xc0\xc0\xc0\xc0\xc0\xc0" + b"\x91" * 200_000, b"\x94\xc0\xc0\xc0" + b"\x91" * 9999):
+    for payload in (
+        b"\x91" * 200_000,
+        b"\x97\xc0\xc0\xc0\xc0\xc0\xc0" + b"\x91" * 200_000,
+        b"\x94\xc0\xc0\xc0" + b"\x91" * 9999,
+    ):
         with pytest.raises(BadBatch):
             decoded(payload, 1)
 
@@ -284,7 +293,9 @@ def test_the_largest_count_of_constant_columns_builds_a_few_mebibytes() -> None:
     assert peak_bytes(payload, BATCH_COUNT_MAX) < 16 << 20
 
 
-@pytest.mark.parametrize("prefix", [b"\x91", b"\x92\xc0", b"\x93\xc0\xc0", b"\x94\xc0\xc0\xc0", b"\x95\xc0\xc0\xc0\xc0"])
+@pytest.mark.parametrize(
+    "prefix", [b"\x91", b"\x92\xc0", b"\x93\xc0\xc0", b"\x94\xc0\xc0\xc0", b"\x95\xc0\xc0\xc0\xc0"]
+)
 def test_a_column_longer_than_any_batch_is_refused_before_it_is_built(prefix: bytes) -> None:
     count = BATCH_COUNT_MAX + 1
     elements = b"\x00" if prefix[0] in (0x93, 0x95) else b"\xc0"

@@ -22,8 +22,8 @@ RICH = [
 
 
 def test_every_class_of_the_module_is_exported() -> None:
-    found = {name for name, thing in vars(errors).items() if isinstance(thing, type) and thing.__module__ == errors.__name__}
-    assert found == set(errors.__all__)
+    classes = [thing for thing in vars(errors).values() if isinstance(thing, type)]
+    assert {one.__name__ for one in classes if one.__module__ == errors.__name__} == set(errors.__all__)
 
 
 @pytest.mark.parametrize("name", errors.__all__)

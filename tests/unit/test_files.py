@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import subprocess
 import sys
 import textwrap
@@ -276,9 +275,20 @@ def test_a_lock_keeps_others_out(files: Files) -> None:
     assert not first.acquire()
 
 
+def test_a_lock_file_is_created_unless_told_otherwise(files: Files) -> None:
+    with pytest.raises(MissingFile):
+        files.lock("l", create=False)
+    assert files.list("") == []
+    lock = files.lock("l")
+    assert lock.acquire()
+    assert files.list("") == ["l"]
+    assert not files.lock("l", create=False).acquire()
+
+
 def test_locks_of_other_names_are_others(files: Files) -> None:
-    assert files.lock("l").acquire()
-    assert files.lock("m").acquire()
+    first, second = files.lock("l"), files.lock("m")
+    assert first.acquire()
+    assert second.acquire()
 
 
 def test_shared_holders_share(files: Files) -> None:
@@ -326,7 +336,6 @@ def test_a_lock_goes_with_its_object(files: Files) -> None:
     first, second = files.lock("l"), files.lock("l")
     assert first.acquire()
     del first
-    gc.collect()
     assert second.acquire()
 
 
@@ -383,7 +392,6 @@ def test_a_mapping_outlives_its_file(files: Files) -> None:
     view = files.map("m", 0, PAGE)
     view[0] = 7
     files.remove("m")
-    gc.collect()
     assert view[0] == 7
     assert files.map("m", 0, PAGE)[0] == 0
 

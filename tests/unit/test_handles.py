@@ -26,9 +26,9 @@ class Counting(MemoryFiles):
         self.opened.append(path)
         return super().open(path, create=create)
 
-    def lock(self, path: str) -> FileLock:
+    def lock(self, path: str, *, create: bool = True) -> FileLock:
         self.opened.append(path)
-        return super().lock(path)
+        return super().lock(path, create=create)
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_threads_that_open_at_once_share_one_lock_object() -> None:
     both = threading.Barrier(2, timeout=20)
 
     class Slow(MemoryFiles):
-        def lock(self, path: str) -> FileLock:
-            opened = super().lock(path)
+        def lock(self, path: str, *, create: bool = True) -> FileLock:
+            opened = super().lock(path, create=create)
             both.wait()  # each has opened before one of them is remembered
             return opened
 

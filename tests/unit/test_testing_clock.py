@@ -1,7 +1,7 @@
 """The virtual clock: it jumps when all wait, never while anybody has something to do, and never loses a wake-up.
 
-Real threads, no sleeps: a `Watched` condition counts the looks of who waits on it, so "nothing happened" is said after a
-number of looks that would have jumped.
+Real threads, no sleeps: a `Watched` condition counts the looks of who waits on it, so "nothing happened" is said after
+a number of looks that would have jumped.
 """
 
 from __future__ import annotations
@@ -314,7 +314,9 @@ def test_a_notification_just_as_a_look_ends_is_not_lost(clock: VirtualClock) -> 
 
 @pytest.mark.parametrize("lock", [threading.Lock, threading.RLock])
 @pytest.mark.parametrize("notify", [lambda one: one.notify(), lambda one: one.notify(2), lambda one: one.notify_all()])
-def test_any_way_to_notify_is_heard(clock: VirtualClock, lock: Callable[[], Any], notify: Callable[[Any], None]) -> None:
+def test_any_way_to_notify_is_heard(
+    clock: VirtualClock, lock: Callable[[], Any], notify: Callable[[Any], None]
+) -> None:
     condition = threading.Condition(lock())
     clock.worker_woken("busy")
     for _ in range(3):  # a condition serves more than once

@@ -22,7 +22,7 @@ PATIENCE_S = 20.0
 class Steps:
     """A `step` that says when it was called, and answers as told."""
 
-    def __init__(self, *answers: float | None | BaseException) -> None:
+    def __init__(self, *answers: float | BaseException | None) -> None:
         self.answers = list(answers)
         self.calls: queue.Queue[float] = queue.Queue()
         self.clock: Clock = SystemClock()
@@ -263,9 +263,10 @@ def test_a_system_without_threads_is_an_error_and_not_the_end(
     pass_time(virtual, 1)  # nobody waits for a thread that is not there
     worker.stop(PATIENCE_S)
     worker = Worker("again", steps, virtual)
-    with monkeypatch.context() as patch, pytest.raises(StorageError):
+    with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        worker.wake()
+        with pytest.raises(StorageError):
+            worker.wake()
     worker.wake()
     steps.next()
     worker.stop(PATIENCE_S)

@@ -1,0 +1,355 @@
+"""Which partitions a consumer reads, and committing for its group: subscription, rebalance, offsets.
+
+Three ways to have partitions. Without a group: all of what is subscribed to. As a member: what the group's state says
+(`group`), taken up whenever that moved. By `assign`: what the caller says, in a group's name or nobody's.
+
+Committing automatically never raises `FencedError`: a partition that turns out to be another's is dropped, `on_lost` is
+called, a warning logged, and the rest is committed. Everything here runs in the consumer's own thread, callbacks too, and
+they are called with no lock of the bus held.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from streamlite.config import ConsumerOptions
+from streamlite.engine import Engine
+from streamlite.errors import ConfigError, FencedError, OffsetOutOfRangeError, UnknownTopicError
+from streamlite.fetcher import Fetcher, Track
+from streamlite.group import Membership
+from streamlite.handout import Handout
+from streamlite.message import Message, TopicPartition
+from streamlite.offsets import Position
+from streamlite.partition import Partition
+from streamlite.reader import cap_offset, offset_for_time
+from streamlite.subscription import Subscription
+
+if TYPE_CHECKING:
+    from streamlite.consumer import Consumer
+
+__all__ = ["LOOK_FOR_MEMBERS_S", "Assignment"]
+
+logger = logging.getLogger("streamlite")
+
+LOOK_FOR_MEMBERS_S: Final = 0.1
+"""How often a member of a group looks whether another has died: a try of a lock, a microsecond a member."""
+
+Callbacks = dict[str, Callable[..., Any] | None]
+
+
+class Assignment:
+    """The partitions of one consumer. `owner` is what callbacks get."""
+
+    def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions, owner: Consumer) -> None:
+        self._engine = engine
+        self._group = group
+        self._options = options
+        self._owner = owner
+        self.fetcher = Fetcher(engine.ctx)
+        self.handout = Handout(self.fetcher)
+        self.membership: Membership | None = None
+        self._subscription: Subscription | None = None
+        self._callbacks: Callbacks = {}
+        self._commit_at = 0.0
+        self._look_at = 0.0
+        self._topic_changes = -1
+        self._rejoin = False
+
+    # -- what to read -------------------------------------------------------------------------------------------------
+
+    def subscribe(self, topics: tuple[Any, ...], callbacks: Callbacks) -> None:
+        """Read these topics from now on."""
+        subscription = Subscription(self._engine, topics)
+        names = subscription.names()
+        self.handout.take_back()
+        if self._subscription is None:
+            self.let_go()
+        self._callbacks = callbacks
+        self._subscription = subscription
+        self._topic_changes = self._engine.registry.changes
+        if self._group is None:
+            self._take_all(subscription)
+            return
+        if self.membership is None:
+            self.membership = Membership(self._engine, self._group, self._options)
+        self.membership.join(names)
+        self.rebalance()
+
+    def assign(self, partitions: list[Partition]) -> None:
+        """Read these partitions from now on."""
+        self.let_go()
+        if self._group is not None:
+            self.membership = Membership(self._engine, self._group, self._options, alone=True)
+        self._topic_changes = self._engine.registry.changes
+        for partition in partitions:
+            self._add(partition, (None, None))
+
+    def let_go(self) -> None:
+        """Read nothing; a member commits what it processed and leaves."""
+        self.handout.take_back()
+        self.handout.polled.clear()
+        membership, self.membership = self.membership, None
+        try:
+            if membership is not None:
+                self._commit_processed(membership)
+                self._call("on_revoke", list(self.fetcher.tracks))
+        finally:
+            if membership is not None:
+                membership.leave()
+            self.fetcher.clear()
+            self._subscription = None
+
+    def partition(self, tp: Any) -> Partition:
+        """The partition that `tp` names; `UnknownTopicError`, `ConfigError`."""
+        try:
+            topic, number = tp
+        except (TypeError, ValueError):
+            raise ConfigError(f"a partition is named by a TopicPartition(topic, partition); found {tp!r:.80}") from None
+        if not isinstance(topic, str) or isinstance(number, bool) or not isinstance(number, int):
+            raise ConfigError(f"a partition is named by a TopicPartition(str, int); found {tp!r:.80}")
+        partitions = self._engine.registry.get(topic).partitions
+        if not 0 <= number < len(partitions):
+            raise UnknownTopicError(
+                f"topic {topic!r} has partitions 0 to {len(partitions) - 1}; there is no partition {number}"
+            )
+        return partitions[number]
+
+    def track(self, tp: Any) -> Track:
+        """The track of an assigned partition; `ConfigError` for one that is not assigned."""
+        partition = self.partition(tp)
+        track = self.fetcher.tracks.get(partition.tp)
+        if track is None:
+            raise ConfigError(f"{tp[0]!r} partition {tp[1]} is not assigned to this consumer; see assignment()")
+        return track
+
+    def _take_all(self, subscription: Subscription) -> None:
+        """Without a group: read every partition of what is subscribed to."""
+        tracks = self.fetcher.tracks
+        wanted = {partition.tp: partition for partition in subscription.partitions()}
+        gone = [tp for tp, track in tracks.items() if wanted.get(tp) is not track.partition]
+        self._drop(gone)
+        new = [tp for tp in wanted if tp not in tracks]
+        for tp in new:
+            self._add(wanted[tp], subscription.types(tp.topic), later=self._owner.is_open)
+        self._call("on_revoke", gone)
+        self._call("on_assign", new)
+
+    def _add(self, partition: Partition, types: Any, *, later: bool = False) -> Track:
+        """Read a partition from where the group is, or from where `start` says; one that came `later` from its beginning."""
+        track = Track(partition, 0, types)
+        found = self.membership.committed([partition])[0] if self.membership is not None else None
+        if found is not None:
+            track.committed = found.offset
+            offset = cap_offset(partition, found.offset, found.epoch)
+        else:
+            offset = partition.start() if later else self._start(partition)
+        track.seek(offset)
+        track.processed = track.noted = offset
+        self.fetcher.add(track)
+        return track
+
+    def _start(self, partition: Partition) -> int:
+        start = self._options.start
+        if start == "earliest":
+            return partition.start()
+        if start == "latest":
+            return partition.end()
+        found = offset_for_time(partition, int(start.timestamp() * 1000))
+        return partition.end() if found is None else found
+
+    def _drop(self, partitions: Collection[TopicPartition]) -> list[TopicPartition]:
+        dropped = [tp for tp in partitions if self.fetcher.drop(tp) is not None]
+        self.handout.forget(dropped)
+        return dropped
+
+    # -- news ---------------------------------------------------------------------------------------------------------
+
+    def moved(self) -> bool:
+        """Whether there is news of topics or of the group: two loads from memory."""
+        membership = self.membership
+        return self._topic_changes != self._engine.registry.changes or (membership is not None and membership.changed())
+
+    def tend(self) -> None:
+        """What every call that asks for messages does first: new topics, the group's news, commits that are due."""
+        if self._topic_changes != self._engine.registry.changes:
+            self._topics_changed()
+        membership = self.membership
+        if membership is None:
+            return
+        now = self._engine.ctx.clock.monotonic()
+        membership.stamp()
+        if self._rejoin:
+            self._join_again()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_FOR_MEMBERS_S
+            membership.look_for_dead()
+        if membership.changed():
+            self.rebalance()
+        if now >= self._commit_at:
+            self._commit_at = now + self._options.auto_commit_interval_ms / 1000
+            self._commit_processed(membership)
+
+    def _topics_changed(self) -> None:
+        changes = self._engine.registry.changes
+        subscription = self._subscription
+        if subscription is None:
+            for track in self.fetcher:
+                track.partition.end()  # says so where the topic is gone
+        else:
+            names = subscription.names()  # likewise; asked again by the next call, since nothing is noted down
+            if self._group is None:
+                self._take_all(subscription)
+            elif self.membership is not None:
+                self.membership.join(names)
+        self._topic_changes = changes
+
+    def rebalance(self) -> None:
+        """Take up what the group's state says of this member."""
+        membership = self.membership
+        assert membership is not None
+        while True:
+            news = membership.sync()
+            self._lose(news.lost)
+            if news.revoked:
+                self._revoke(membership, news.revoked)
+            if news.assigned:
+                self._take_over(membership, news.assigned)
+            if not news.revoked:
+                return
+
+    def _join_again(self) -> None:
+        """After a refused commit: every partition goes on from its committed offset."""
+        self._rejoin = False
+        self.rebalance()
+        self.handout.take_back()
+        self.handout.polled.clear()
+        for track in list(self.fetcher):
+            types, ownership = (track.key, track.value), track.ownership
+            self.fetcher.drop(track.tp)
+            self._add(track.partition, types).ownership = ownership
+
+    def _lose(self, partitions: Collection[TopicPartition]) -> None:
+        """Partitions that are another's already: nothing of them can be committed any more."""
+        dropped = self._drop(partitions)
+        if dropped:
+            logger.warning("group %r: lost %s", self._group, ", ".join(f"{t}/{p}" for t, p in sorted(dropped)))
+            self._call("on_lost", dropped)
+
+    def _revoke(self, membership: Membership, partitions: list[TopicPartition]) -> None:
+        """Partitions to give up: what is processed of them is committed first."""
+        held = [tp for tp in partitions if tp in self.fetcher.tracks]
+        try:
+            self._commit_processed(membership, held)
+            self._call("on_revoke", held)
+        finally:
+            self._drop(held)
+            membership.released(partitions)
+
+    def _take_over(self, membership: Membership, assigned: Mapping[TopicPartition, int]) -> None:
+        subscription = self._subscription
+        assert subscription is not None
+        known = {partition.tp: partition for partition in subscription.partitions()}
+        new = [tp for tp in assigned if tp in known]
+        if self._options.start != "earliest":
+            self._settle_start(membership, {known[tp].topic.name for tp in new}, list(known.values()))
+        for tp in new:
+            self._drop([tp])
+            # Where the group begins has been settled; what it knows nothing of came later.
+            track = self._add(known[tp], subscription.types(tp.topic), later=True)
+            track.ownership = assigned[tp]
+        self._call("on_assign", new)
+
+    def _settle_start(self, membership: Membership, topics: set[str], partitions: list[Partition]) -> None:
+        """Note down where the group begins in topics that it meets for the first time, so that nothing falls between two
+        members: all of their partitions at once, whoever owns them."""
+        for topic in topics:
+            chosen = [partition for partition in partitions if partition.topic.name == topic]
+            membership.begin(chosen, self._start)
+
+    def _call(self, name: str, partitions: Collection[TopicPartition]) -> None:
+        callback = self._callbacks.get(name)
+        if callback is not None and partitions:
+            callback(self._owner, sorted(partitions))
+
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    def commit(self, given: Any) -> None:
+        """Commit a message, offsets, or, for `None`, all that was handed out."""
+        membership = self.membership
+        if self._group is None:
+            raise ConfigError("a commit needs a group: open the consumer with group=...")
+        if membership is None:
+            raise ConfigError("a commit needs partitions: subscribe to topics first")
+        if given is None:
+            self.handout.mark_all()
+            noted = {track.tp: self._noted(track) for track in self.fetcher if track.processed != track.noted}
+        else:
+            noted = self._given(given)
+        try:
+            self._commit(membership, noted)
+        except FencedError:
+            self._rejoin = True
+            raise
+
+    def _given(self, given: Any) -> dict[TopicPartition, Position]:
+        if isinstance(given, Message):
+            offsets = {TopicPartition(given.topic, given.partition): given.offset + 1}
+        elif isinstance(given, Mapping):
+            offsets = dict(given)
+        else:
+            raise ConfigError(f"commit takes a Message, a dict of TopicPartition to offset, or None; found {given!r:.60}")
+        noted = {}
+        for tp, offset in offsets.items():
+            # The partition that it was read from, where it is one that is read: a topic of its name may be a new one.
+            track = self.fetcher.tracks.get(tp) if isinstance(tp, tuple) else None
+            partition = track.partition if track is not None else self.partition(tp)
+            check_offset(offset)
+            if offset > partition.end():
+                raise OffsetOutOfRangeError(
+                    f"cannot commit offset {offset} of {tp[0]!r} partition {tp[1]}: its log ends at {partition.end()}"
+                )
+            noted[partition.tp] = Position(partition.topic.incarnation, offset, self._engine.ctx.epoch)
+        return noted
+
+    def _noted(self, track: Track) -> Position:
+        return Position(track.partition.topic.incarnation, track.processed, self._engine.ctx.epoch)
+
+    def _commit(self, membership: Membership, noted: dict[TopicPartition, Position]) -> None:
+        if not noted:
+            return
+        tracks = self.fetcher.tracks
+        membership.commit(noted, {tp: tracks[tp].ownership for tp in noted if tp in tracks})
+        for tp, position in noted.items():
+            track = tracks.get(tp)
+            if track is not None:
+                self.handout.mark(track, position.offset)
+                track.committed = position.offset
+                track.noted = track.processed
+
+    def commit_processed(self) -> None:
+        """Commit automatically, where that is wanted."""
+        if self.membership is not None:
+            self._commit_processed(self.membership)
+
+    def _commit_processed(self, membership: Membership, only: Collection[TopicPartition] | None = None) -> None:
+        if not self._options.auto_commit:
+            return
+        self.handout.note()
+        wanted = [t for t in self.fetcher if t.processed != t.noted and (only is None or t.tp in only)]
+        if not wanted:
+            return
+        try:
+            self._commit(membership, {track.tp: self._noted(track) for track in wanted})
+        except FencedError as error:
+            logger.warning("%s", error)
+            lost = membership.lost_of({track.tp: track.ownership for track in wanted})
+            self._lose(lost)
+            self._commit(membership, {track.tp: self._noted(track) for track in wanted if track.tp not in lost})
+
+
+def check_offset(offset: Any) -> None:
+    """`ConfigError` for what is no offset."""
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise ConfigError(f"an offset must be an int, at least 0; found {offset!r:.60}")
