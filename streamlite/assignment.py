@@ -4,8 +4,8 @@ Three ways to have partitions. Without a group: all of what is subscribed to. As
 (`group`), taken up whenever that moved. By `assign`: what the caller says, in a group's name or nobody's.
 
 Committing automatically never raises `FencedError`: a partition that turns out to be another's is dropped, `on_lost` is
-called, a warning logged, and the rest is committed. Everything here runs in the consumer's own thread, callbacks too, and
-they are called with no lock of the bus held.
+called, a warning logged, and the rest is committed. Everything here runs in the consumer's own thread, callbacks too,
+and they are called with no lock of the bus held.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Assignment:
         self._call("on_assign", new)
 
     def _add(self, partition: Partition, types: Any, *, later: bool = False) -> Track:
-        """Read a partition from where the group is, or from where `start` says; one that came `later` from its beginning."""
+        """Read a partition from where the group is, or where `start` says; one that came `later` from its beginning."""
         track = Track(partition, 0, types)
         found = self.membership.committed([partition])[0] if self.membership is not None else None
         if found is not None:
@@ -262,8 +262,10 @@ class Assignment:
         self._call("on_assign", new)
 
     def _settle_start(self, membership: Membership, topics: set[str], partitions: list[Partition]) -> None:
-        """Note down where the group begins in topics that it meets for the first time, so that nothing falls between two
-        members: all of their partitions at once, whoever owns them."""
+        """Note down where the group begins in topics that it meets for the first time.
+
+        All of their partitions at once, whoever owns them, so that nothing falls between two members.
+        """
         for topic in topics:
             chosen = [partition for partition in partitions if partition.topic.name == topic]
             membership.begin(chosen, self._start)
@@ -299,7 +301,9 @@ class Assignment:
         elif isinstance(given, Mapping):
             offsets = dict(given)
         else:
-            raise ConfigError(f"commit takes a Message, a dict of TopicPartition to offset, or None; found {given!r:.60}")
+            raise ConfigError(
+                f"commit takes a Message, a dict of TopicPartition to offset, or None; found {given!r:.60}"
+            )
         noted = {}
         for tp, offset in offsets.items():
             # The partition that it was read from, where it is one that is read: a topic of its name may be a new one.

@@ -61,8 +61,8 @@ class BulkColumns:
         if sizes and max(sizes) > limit:
             index = next(at for at, size in enumerate(sizes) if size > limit)
             raise MessageTooLargeError(
-                f"message {index} of the column has {sizes[index]:,} bytes, {self.state.name!r} takes {limit:,}: nothing "
-                "of the column was sent; send less, or raise its max_message_bytes"
+                f"message {index} of the column has {sizes[index]:,} bytes, {self.state.name!r} takes {limit:,}: "
+                "nothing of the column was sent; send less, or raise its max_message_bytes"
             )
         return sizes
 
@@ -80,7 +80,7 @@ class BulkColumns:
             return Piece({batch.partition: batch}, batch.partition, stop - start), [batch]
         assert keys is not None
         parts = self._parts(lane, keys)
-        batches = []
+        batches: list[Batch] = []
         for part, rows in _buckets(parts, values, keys, times, headers):
             columns = list(zip(*rows, strict=True))
             times_here = None if times is None else columns[2]

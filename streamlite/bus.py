@@ -6,7 +6,7 @@ A façade: each method checks its arguments and passes them on. What a bus opene
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamlite.clock import as_clock
 from streamlite.config import (
@@ -21,12 +21,15 @@ from streamlite.config import (
     consumer_options,
     producer_options,
 )
-from streamlite.engine import MEMORY, Engine
+from streamlite.engine import Engine
 from streamlite.errors import ConfigError, TopicExistsError, UnsupportedError
 from streamlite.message import GroupDescription
 from streamlite.registry import TopicState
 from streamlite.serde import serde
 from streamlite.topic import Topic
+
+if TYPE_CHECKING:
+    from streamlite.groups import GroupAdmin
 
 __all__ = ["Bus", "open"]
 
@@ -43,8 +46,9 @@ def open(
     """Open the bus at `location`: the path of a directory, which is created where absent, or ":memory:".
 
     `sync`: when what was sent is brought to the device: "always", before its delivery is reported; "interval", within
-    `sync_interval_ms`; "never", when the system likes and on close. `read_only`: nothing is written or locked, and there
-    are no groups. `lock_timeout`: seconds to wait for another holder of a lock. `clock`: a virtual one, for tests.
+    `sync_interval_ms`; "never", when the system likes and on close. `read_only`: nothing is written or locked, and
+    there are no groups. `lock_timeout`: seconds to wait for another holder of a lock. `clock`: a virtual one, for
+    tests.
 
     Raises `FormatError` for what is no bus, not safe, or of a newer format; `StorageError` for what the system refuses.
     """
@@ -103,8 +107,9 @@ class Bus:
     ) -> Topic:
         """Open a topic, or create it with these settings (1 partition unless told) where it is absent.
 
-        `value`, `key`: the types of values and keys; bytes and text when `None`. On an existing topic `partitions` must be
-        its present count or the one it was created with, and every setting given the stored one: else `ConfigError`.
+        `value`, `key`: the types of values and keys; bytes and text when `None`. On an existing topic `partitions`
+        must be its present count or the one it was created with, and every setting given the stored one: else
+        `ConfigError`.
         """
         checked = self._check_topic(name, partitions, settings)
         serdes = serde(key), serde(value)
@@ -232,15 +237,17 @@ class Bus:
         timestamp_ms: int | None = None,
         shift: int | None = None,
     ) -> None:
-        """Commit other offsets for a group without members: exactly one of `to` ("earliest", "latest"), `offset`,
-        `timestamp_ms`, `shift` (messages forth or back). `GroupActiveError`."""
+        """Commit other offsets for a group without live members (`GroupActiveError`).
+
+        Exactly one of `to` ("earliest" or "latest"), `offset`, `timestamp_ms` and `shift` (messages forth or back).
+        """
         self._engine.ctx.check_writable()
         name = topic.name if isinstance(topic, Topic) else check_name(topic, "topic")
         self._admin().reset(
             check_name(group, "group"), name, partition, to=to, offset=offset, timestamp_ms=timestamp_ms, shift=shift
         )
 
-    def _admin(self) -> Any:
+    def _admin(self) -> GroupAdmin:
         from streamlite.groups import GroupAdmin
 
         self._engine.ctx.check()

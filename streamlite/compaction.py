@@ -91,7 +91,9 @@ def _batches(segment: Segment) -> Iterator[Batch]:
         position = found.position + found.header.total_bytes
     if position != size:
         raise CorruptionError(
-            f"{segment.log_path} is damaged at position {position}: it is left as it is", file=segment.log_path, position=position
+            f"{segment.log_path} is damaged at position {position}: it is left as it is",
+            file=segment.log_path,
+            position=position,
         )
 
 
@@ -214,7 +216,9 @@ class _Rewrite:
         offsets, timestamps, keys, values, headers = zip(*rows, strict=True)
         base, greatest, steps = timestamp_steps(timestamps)
         column = [pairs or None for pairs in headers] if any(headers) else None
-        content = encode_payload(keys, values, steps, column, [offset - offsets[0] for offset in offsets], self._horizon)
+        content = encode_payload(
+            keys, values, steps, column, [offset - offsets[0] for offset in offsets], self._horizon
+        )
         chosen = codec(self._partition.topic.settings.compression)
         payload = chosen.compress(content)
         header = BatchHeader(

@@ -134,7 +134,7 @@ class Consumer:
         return found
 
     def poll_columns(self, timeout: float = 0.0, max_messages: int | None = None) -> list[Columns]:
-        """As `poll`, but as columns of bytes, one `Columns` for each stretch: no messages are built, nothing decoded."""
+        """As `poll`, but as columns of bytes, one `Columns` a stretch: no messages are built, nothing decoded."""
         most = self._most(max_messages)
         found: list[Columns] = []
 
@@ -164,9 +164,7 @@ class Consumer:
             self._handout.count_polled()
             self._collect(self._deadline(timeout), most, take, found)
 
-    def _collect(
-        self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]
-    ) -> None:
+    def _collect(self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]) -> None:
         """Take messages, waiting for the first until `deadline`; `found` stays empty where none came."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -203,12 +201,7 @@ class Consumer:
         return guarded
 
     def _has_news(self) -> bool:
-        return (
-            self._fetcher.look()
-            or self._woken
-            or self._closing
-            or self._assignment.moved()
-        )
+        return self._fetcher.look() or self._woken or self._closing or self._assignment.moved()
 
     def _sleep(self, deadline: float | None, ready: Callable[[], bool]) -> bool:
         """Wait for news until `deadline`; `False` when it has passed. What is processed is committed before."""
@@ -356,7 +349,7 @@ class Consumer:
             return self._ctx.epoch
 
     def seek(self, tp: TopicPartition, offset: int, epoch: int | None = None) -> None:
-        """Hand out `offset` next; with the `epoch` it was noted in, capped where a stop of the machine took the log back."""
+        """Hand out `offset` next; with the `epoch` it was noted in, capped where a stop of the machine cut the log."""
         with self._busy:
             self._check()
             track = self._assignment.track(tp)

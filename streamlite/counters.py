@@ -95,7 +95,7 @@ class Slot:
     @property
     def end(self) -> int:
         """The published end: the next offset that a reader may not have yet."""
-        return self._ends[self._index]  # type: ignore[no-any-return]
+        return self._ends[self._index]
 
     @end.setter
     def end(self, offset: int) -> None:
@@ -103,7 +103,7 @@ class Slot:
 
     def get(self, word: int) -> int:
         """One of the words POSITION to NAMED."""
-        return self._details[self._at + word]  # type: ignore[no-any-return]
+        return self._details[self._at + word]
 
     def set(self, word: int, value: int) -> None:
         """Store one of the words POSITION to NAMED."""
@@ -214,7 +214,8 @@ class Counters:
         """Refuse to join others on a page that cannot be theirs."""
         if not self.usable(boot):
             raise CorruptionError(
-                f"{PATH} is missing or damaged while other processes have the bus open: close them all, then open again",
+                f"{PATH} is missing or damaged while other processes have the bus open: close them all, then open "
+                "again",
                 file=PATH,
                 position=0,
             )

@@ -1,8 +1,8 @@
 """What became of sends: an `Outcome` for every batch, a light `Delivery` for every send.
 
-A send must not pay for a result that nobody looks at. So a `Delivery` is two words, its batch's outcome and its place in
-it; the outcome knows where the batch begins in its partition, or why it failed, and the rest is worked out when somebody
-asks.
+A send must not pay for a result that nobody looks at. So a `Delivery` is two words, its batch's outcome and its place
+in it; the outcome knows where the batch begins in its partition, or why it failed, and the rest is worked out when
+somebody asks.
 
 An outcome is settled once, by whoever drains; callbacks run afterwards in that thread, with no lock held. Registering
 and settling are guarded by the producer's mutex.
@@ -163,7 +163,7 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
         return outcome.failure()
 
     def add_done_callback(self, fn: Callable[[Delivery], Any]) -> None:
-        """Have `fn(delivery)` called once it is done, with no lock held, in whichever thread finds out; at once if it is."""
+        """Have `fn(delivery)` called once it is done (at once if it is), with no lock held, in any thread."""
         self._outcome.add_callback(self._item, fn)
 
     def __await__(self) -> Generator[Any, None, Any]:

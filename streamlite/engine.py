@@ -31,6 +31,7 @@ from streamlite.errors import FormatError, StreamliteError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child
 from streamlite.files.memory import MemoryFiles
 from streamlite.locks import Guard
+from streamlite.maintenance import Maintenance
 from streamlite.marks import (
     BUS_LOCK,
     OPEN_LOCK,
@@ -43,7 +44,6 @@ from streamlite.marks import (
     write_clean,
     write_epoch,
 )
-from streamlite.maintenance import Maintenance
 from streamlite.offsets import Offsets
 from streamlite.registry import Registry, TopicState
 from streamlite.syncer import Syncer
@@ -95,9 +95,7 @@ class Engine:
             identity = read_identity(files) or create_identity(files)
             open_lock = files.lock(OPEN_LOCK)
             first = open_lock.acquire()
-            ctx = Context(
-                files, Counters(files), clock, sync=sync, lock_timeout=lock_timeout, read_only=False
-            )
+            ctx = Context(files, Counters(files), clock, sync=sync, lock_timeout=lock_timeout, read_only=False)
             engine = cls(ctx, identity, lock, open_lock)
             if first:
                 engine._begin()
@@ -181,7 +179,7 @@ class Engine:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes may use the same bus, so that waiting must look up now and then. Not on a test's clock."""
+        """Whether other processes may use the bus, so that waiting must look up now and then; not on a test's clock."""
         return (self.syncer is not None or self.ctx.read_only) and isinstance(self.ctx.clock, SystemClock)
 
     def push(self) -> None:

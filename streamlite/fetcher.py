@@ -32,8 +32,8 @@ class Track:
     """One assigned partition of one consumer."""
 
     __slots__ = (
-        "at", "batch", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position", "processed",
-        "queued", "tp", "value",
+        "at", "batch", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
+        "processed", "queued", "tp", "value",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int, types: tuple[Serde | None, Serde | None]) -> None:
@@ -201,9 +201,9 @@ class Fetcher:
             if page != before:
                 pages[block] = page
                 for place in _changed(page, before, tracks):
-                    track = tracks.get(place)
-                    if track is not None:
-                        self.wake(track)
+                    found = tracks.get(place)
+                    if found is not None:
+                        self.wake(found)
         return bool(self._ready)
 
     def serve(self, room: int, take: Callable[[Track, int], int]) -> None:

@@ -9,7 +9,8 @@ the generation, and for each member a locked file and a mapped page with the tim
   of dead members are removed under the group's lock. A member that lives and does not ask for messages for
   `max_poll_interval_ms` is put out by whoever sees its page.
 * Whoever holds the lock applies events to the state and stores what comes of it; members compare the generation word
-  with the one they saw, a load from memory, whenever they are asked for messages, and look into the state when it moved.
+  with the one they saw, a load from memory, whenever they are asked for messages, and look into the state when it
+  moved.
 * A new owner reads the committed offset under the lock. The state is no database: after a stop of the machine it may be
   gone, with all its members. What is committed is in the offsets log.
 """
@@ -98,7 +99,7 @@ class GroupFiles:
 
     @contextmanager
     def locked(self) -> Iterator[GroupState]:
-        """Under the group's lock, the state with the dead taken out; of a bus that only reads, the state as it was left."""
+        """Under the group's lock, the state with the dead taken out; of a bus that only reads, as it was left."""
         if self._ctx.read_only:
             yield self._read()[0]
             return
@@ -158,7 +159,9 @@ class GroupFiles:
                 state = self.apply(states.Died(member=member, now_ms=now_ms))
                 self.remove_member(member)
             elif not found.dead and self.hangs(member):
-                logger.warning("group %r: put out %s (process %d), which asks for no messages", self.name, member, found.pid)
+                logger.warning(
+                    "group %r: put out %s (process %d), which asks for no messages", self.name, member, found.pid
+                )
                 state = self.apply(states.Expired(member=member))
         deadline = states.next_deadline_ms(state)
         if deadline is not None and deadline <= now_ms:
@@ -316,7 +319,8 @@ class Membership:
 
     def sync(self) -> News:
         """What the group's state says of this member now. Whoever was put out joins again, with nothing."""
-        with self._files.locked() as state:
+        with self._files.locked():
+            state = self._files.load()
             # A member that was put out comes here because it asks for messages, so it may come back at once.
             out = self.id not in state.members
             if out:
@@ -341,7 +345,8 @@ class Membership:
         name = self._options.member
         if name is not None and any(found.name == name and not found.dead for found in state.members.values()):
             raise FencedError(
-                f"member {name!r} of group {self._group!r} was replaced by another consumer of that name: close this one"
+                f"member {name!r} of group {self._group!r} was replaced by another consumer of that name: close this "
+                "one"
             )
 
     def released(self, partitions: object) -> None:
@@ -359,7 +364,7 @@ class Membership:
             return [offsets.get(self._group, one.tp, one.topic.incarnation) for one in partitions]
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
-        """Commit where the group begins in a topic, all of whose partitions these are, unless it knows the topic already."""
+        """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""
         offsets, ctx = self._engine.offsets, self._engine.ctx
         with self._files.locked():
             topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self._group)}
@@ -377,8 +382,8 @@ class Membership:
             if refused:
                 shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(refused)[:5])
                 raise FencedError(
-                    f"group {self._group!r}: nothing was committed, since {shown} is not this member's (any more): poll "
-                    "again to go on with what is"
+                    f"group {self._group!r}: nothing was committed, since {shown} is not this member's (any more): "
+                    "poll again to go on with what is"
                 )
             self._engine.offsets.commit(self._group, positions)
         finally:

@@ -120,8 +120,8 @@ class GroupAdmin:
         if rule == "shift":
             position = self._engine.offsets.get(name, partition.tp, partition.topic.incarnation)
             present = start if position is None else cap_offset(partition, position.offset, position.epoch)
-            return min(max(present + value, start), end)
-        return int(min(max(value, start), end))
+            value = present + value
+        return min(max(int(value), start), end)
 
     def _commit(self, name: str, state: TopicState, targets: dict[Partition, int]) -> None:
         epoch = self._engine.ctx.epoch

@@ -1,15 +1,15 @@
 """What a consumer has handed out, and how far the application is done with it.
 
 Processed means: the loop asked for the next message, or `poll` was called again. A `Handout` keeps what has been handed
-out and is not yet processed: the tracks that the last `poll` took from, and the loop's run (messages of one partition in
-the generator's hands, `current` being the one that the application has). Everything else follows:
+out and is not yet processed: the tracks that the last `poll` took from, and the loop's run (messages of one partition
+in the generator's hands, `current` being the one that the application has). Everything else follows:
 
 * The next `poll` counts the last one's messages as processed (`count_polled`); the loop's generator says so when it is
   resumed (`resumed`, `end_run`), and not when it is closed.
 * Whatever interrupts the loop takes its messages back (`take_back`): `current` and what follows are handed out again.
 
-The loop looks at `run` after each message, and somewhere else it is replaced to stop it: by None (take the rest back), or
-by `TICK` (look up, then go on).
+The loop looks at `run` after each message, and somewhere else it is replaced to stop it: by None (take the rest back),
+or by `TICK` (look up, then go on).
 """
 
 from __future__ import annotations

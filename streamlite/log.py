@@ -83,7 +83,7 @@ class Log:
         return Segment(self._handles, self._incarnation, self.directory, base, next_offset, generation)
 
     def remove(self, segment: Segment) -> None:
-        """Remove a segment's files, the log first: an index without a log is nothing, a log without an index is whole."""
+        """Remove a segment's files, the log first: an index without a log is nothing, a log without one is whole."""
         self._files.remove(segment.log_path)
         self._files.remove(segment.index_path)
         segment.forget()
@@ -107,9 +107,7 @@ def current_segments(found: list[Segment]) -> tuple[list[Segment], list[Segment]
     """`(current, superseded)`: what a list of segment files means, whatever compaction left of itself."""
     compacted = [segment for segment in found if segment.generation]
     superseded = [
-        segment
-        for segment in found
-        if any(_covers(other, segment) for other in compacted if other is not segment)
+        segment for segment in found if any(_covers(other, segment) for other in compacted if other is not segment)
     ]
     current = [segment for segment in found if segment not in superseded]
     return sorted(current, key=lambda segment: segment.base), superseded

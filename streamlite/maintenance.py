@@ -1,9 +1,9 @@
 """Retention and compaction: which segments may go, and when somebody looks.
 
-One bus at a time does it, whoever gets the maintenance lock; in the background every `INTERVAL_S` while there is a topic
-that asks for it, and at once by `run(force=True)`. As in Kafka, retention takes whole segments from the old end: by
-time, those whose newest message is older than `retention_ms` (the active one too: it is sealed first); by size, as long
-as what stays is at least `retention_bytes`.
+One bus at a time does it, whoever gets the maintenance lock; in the background every `INTERVAL_S` while there is a
+topic that asks for it, and at once by `run(force=True)`. As in Kafka, retention takes whole segments from the old end:
+by time, those whose newest message is older than `retention_ms` (the active one too: it is sealed first); by size, as
+long as what stays is at least `retention_bytes`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Maintenance"]
 logger = logging.getLogger("streamlite")
 
 INTERVAL_S: Final = 60.0
-"""Between two looks in the background; Kafka's log.retention.check.interval.ms is five times that, its logs are larger."""
+"""Between two looks in the background; Kafka's log.retention.check.interval.ms is five times that."""
 
 
 class Maintenance:

@@ -2,8 +2,8 @@
 
 * `bus.json` says that the directory is a bus, and of which format. It is written once.
 * `epoch` counts the unclean stops of the machine; it is durable before anything is read after one.
-* `clean` is there only while nobody has the bus open, and only if the last one to close it synced everything before: the
-  words of every partition, with a checksum. The first opener takes them over and removes the mark, durably, before
+* `clean` is there only while nobody has the bus open, and only if the last one to close it synced everything before:
+  the words of every partition, with a checksum. The first opener takes them over and removes the mark, durably, before
   anything can change. A mark that is damaged counts as none: recovery then reads the logs.
 """
 
@@ -19,7 +19,16 @@ from streamlite.errors import CorruptionError, FormatError
 from streamlite.files import Files, MissingFile
 from streamlite.format import FORMAT_VERSION, check_format, checksum
 
-__all__ = ["BUS_LOCK", "Identity", "OPEN_LOCK", "read_clean", "read_epoch", "read_identity", "write_clean", "write_epoch"]
+__all__ = [
+    "BUS_LOCK",
+    "OPEN_LOCK",
+    "Identity",
+    "read_clean",
+    "read_epoch",
+    "read_identity",
+    "write_clean",
+    "write_epoch",
+]
 
 BUS: Final = "bus.json"
 BUS_LOCK: Final = "bus.lock"
@@ -48,8 +57,8 @@ def read_identity(files: Files) -> Identity | None:
         foreign = sorted(set(files.list("")) - OWN)
         if foreign:
             raise FormatError(
-                f"refusing {files.root}: it is no bus, it holds {foreign[0]!r} and no {BUS}; name an empty directory, or "
-                "one that is not there yet"
+                f"refusing {files.root}: it is no bus, it holds {foreign[0]!r} and no {BUS}; name an empty directory, "
+                "or one that is not there yet"
             ) from None
         return None
     try:

@@ -98,7 +98,12 @@ class Offsets:
             self._read_on()
             return {group for group, found in self._groups.items() if found}
 
-    def commit(self, group: str, positions: Mapping[TopicPartition, Position | None], incarnations: Mapping[TopicPartition, int] | None = None) -> None:
+    def commit(
+        self,
+        group: str,
+        positions: Mapping[TopicPartition, Position | None],
+        incarnations: Mapping[TopicPartition, int] | None = None,
+    ) -> None:
         """Append; under the group's lock. `None` forgets what is committed of the partition of that incarnation."""
         partition = self._partition(create=True)
         assert partition is not None

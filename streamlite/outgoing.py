@@ -41,7 +41,9 @@ def check_headers(headers: Any) -> tuple[tuple[str, bytes | None], ...]:
     if not headers:
         return ()
     try:
-        pairs = tuple(headers.items()) if isinstance(headers, Mapping) else tuple((name, value) for name, value in headers)
+        pairs = (
+            tuple(headers.items()) if isinstance(headers, Mapping) else tuple((name, value) for name, value in headers)
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"headers must be a dict or pairs of str to bytes or None; found {headers!r:.60}") from error
     for name, value in pairs:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from streamlite.config import TopicSettings
@@ -90,7 +91,7 @@ class Outgoing(NamedTuple):
     """A batch that is encoded and has no offset yet; the fields are those of `BatchHeader`."""
 
     payload: bytes
-    count: int
+    count: int  # type: ignore[assignment]
     base_timestamp: int
     max_timestamp: int
     content_bytes: int
@@ -103,7 +104,7 @@ class Outgoing(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """What became of a list of batches: the base offsets of the leading ones that were written, and why not the rest."""
+    """What became of a list of batches: base offsets of the leading ones that were written, and why not the rest."""
 
     offsets: list[int]
     error: StreamliteError | None
@@ -150,7 +151,7 @@ class Partition:
         return self.slot.get(START)
 
     def look(self) -> None:
-        """Do what the flags ask of a reader: recover after a stop, finish for a dead writer; never wait for a live one."""
+        """Do what the flags ask of a reader: recover after a stop, finish for a dead writer, wait for no live one."""
         flags = self.slot.get(FLAGS)
         if flags & DELETED:
             self._refuse_deleted()
@@ -361,8 +362,9 @@ class Partition:
             self._recover()
         elif self.slot.get(FAILED):
             raise StorageError(
-                f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the disk "
-                "holds is not known; close the bus in all processes and open it again to recover, after a look at the disk"
+                f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the "
+                "disk holds is not known; close the bus in all processes and open it again to recover, after a look at "
+                "the disk"
             )
         elif flags & WRITING:
             self._resolve()
@@ -394,11 +396,15 @@ class Partition:
     def _take_tail(self, segment: Segment, tail: Tail, after: str) -> None:
         """Cut what does not count, and take up where the segment ends."""
         if tail.cut:
-            logger.warning("cut %d bytes at position %d of %s, left by %s", tail.cut, tail.position, segment.log_path, after)
+            logger.warning(
+                "cut %d bytes at position %d of %s, left by %s", tail.cut, tail.position, segment.log_path, after
+            )
             segment.cut_index(tail.position)
             segment.file().truncate(tail.position)
         slot = self.slot
-        born = max(tail.first_timestamp, 0) if slot.get(ACTIVE) != segment.base or not slot.get(BORN) else slot.get(BORN)
+        born = (
+            max(tail.first_timestamp, 0) if slot.get(ACTIVE) != segment.base or not slot.get(BORN) else slot.get(BORN)
+        )
         self._set_active(segment.base, tail.position, tail.max_timestamp, tail.indexed, born)
         slot.end = tail.next_offset
 
@@ -515,7 +521,7 @@ class Partition:
         """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on."""
         slot = self.slot
         segments = list(self.log.segments(slot.get(CHANGES)).values())
-        gone = [one for one, following in zip(segments, segments[1:], strict=False) if following.base <= offset]
+        gone = [one for one, following in pairwise(segments) if following.base <= offset]
         slot.set(START, max(slot.get(START), offset))
         for segment in gone:
             self.log.remove(segment)

@@ -42,7 +42,6 @@ from streamlite.errors import (
 )
 from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
 from streamlite.partition import Outgoing, Partition
-from streamlite.registry import TopicState
 from streamlite.serde import Serde, encode_raw
 from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, ByTopic, Lane, Part
 from streamlite.subscription import topic_state
@@ -53,9 +52,9 @@ __all__ = ["Producer"]
 _RETRY_S: Final = 0.0005
 """How soon a partition whose lock was taken is tried again; a lock is held for tens of microseconds."""
 _ALERT_S: Final = 0.02
-"""How long the worker keeps looking after the last batch began: to wake it for each of a run of sends would cost more."""
+"""How long the worker keeps looking after the last batch began: waking it for each of a run of sends costs more."""
 _GRACE_S: Final = 0.0005
-"""By so much the worker is later than a sender: as long as messages come, the sending thread takes a due batch itself."""
+"""By so much the worker is later than a sender: while messages come, the sending thread takes a due batch itself."""
 _HURRIED: Final = 16
 """After somebody waited for a result, so many batches of one message go at once: he will wait for the next as well."""
 _ROUTES_MAX: Final = 1024
@@ -153,7 +152,14 @@ class Producer:
         return Delivery(batch, item)
 
     def _send_any(
-        self, topic: Any, value: Any, key: Any, partition: int | None, timestamp: Any, headers: Any, sequence: int | None
+        self,
+        topic: Any,
+        value: Any,
+        key: Any,
+        partition: int | None,
+        timestamp: Any,
+        headers: Any,
+        sequence: int | None,
     ) -> Delivery:
         """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
         route = self._route(topic)
@@ -358,8 +364,8 @@ class Producer:
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     raise BufferFullError(
-                        f"the buffer ({limit:,} bytes) stayed full for {self._options.max_block:g} s; the message was not "
-                        "taken: the disk or another holder of a lock is slow; send again, or raise buffer_bytes"
+                        f"the buffer ({limit:,} bytes) stayed full for {self._options.max_block:g} s; the message was "
+                        "not taken: the disk or another holder of a lock is slow; send again, or raise buffer_bytes"
                     )
                 self._worker.wake()
                 self._clock.wait(self._room, left)
@@ -459,8 +465,7 @@ class Producer:
                 return
             error = result.error
             self._blocked.pop(partition, None)
-            for offset in result.offsets:
-                settled.append((queue.popleft()[0], offset, None))
+            settled.extend((queue.popleft()[0], offset, None) for offset in result.offsets)
         # What follows a failed batch in its partition must not overtake it: it fails as well, for the same reason.
         if error is not None:
             settled.extend((batch, -1, error) for batch, _ in queue)
@@ -564,7 +569,6 @@ class Producer:
     def push(self) -> None:
         """Have every earlier send settled, whatever became of it."""
         self._flush(None)
-
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when every earlier send has a result; raises the first failure nobody looked at, or `TimeoutError`."""

@@ -188,7 +188,8 @@ class Cursor:
 
     def _read(self, size: int, end: int) -> None:
         """Read from the position on; of the active segment no more than what is published."""
-        assert self._segment is not None and self._file is not None
+        assert self._segment is not None
+        assert self._file is not None
         slot = self.partition.slot
         if slot.get(ACTIVE) == self._segment.base and not self._segment.generation:
             # Stored before the end was, so it covers all that lies below `end`, unless a roll came between.
@@ -216,10 +217,9 @@ def offset_for_time(partition: Partition, timestamp_ms: int) -> int | None:
     segments = list(partition.log.segments(changes).values())
     for segment, following in zip(segments, [*segments[1:], None]):  # noqa: B905 - of none there is no last one
         entry = segment.last_entry() if following is not None else None
-        if entry is not None and following is not None and entry.offset == following.base:
-            # A sealed segment's last entry stands for its end: nothing in it is later than that.
-            if entry.max_timestamp < timestamp_ms:
-                continue
+        is_end = entry is not None and following is not None and entry.offset == following.base
+        if entry is not None and is_end and entry.max_timestamp < timestamp_ms:
+            continue  # a sealed segment's last entry stands for its end: nothing in it is later than that
         until = end if following is None else following.base
         floor = segment.floor_time(timestamp_ms)
         cursor = Cursor(partition, max(floor.offset, start))
@@ -245,7 +245,7 @@ def cap_offset(partition: Partition, offset: int, epoch: int) -> int:
 
 
 def _first_of_later_epoch(partition: Partition, offset: int, epoch: int) -> int:
-    """The first offset below `offset` that a later epoch wrote; `offset` when there is none. Epochs rise with offsets."""
+    """The first offset below `offset` that a later epoch wrote, else `offset`. Epochs rise with offsets."""
     changes = partition.slot.get(CHANGES)
     segments = list(partition.log.segments(changes).values())
     first = max(bisect_left(segments, True, key=lambda one: _begins_later(one, epoch)) - 1, 0)

@@ -1,9 +1,9 @@
 """Following a bus that is only read: nothing is written, locked or repaired.
 
 The words of a partition are looked up anew whenever somebody asks for its end, in this order: from the counters that
-the writers share, where these are of this boot and the partition is recovered; from the mark of a clean close; else from
-the log itself, as recovery would find it, but without changing a byte. They are kept in a private page, so that all of
-the engine above reads as it always does.
+the writers share, where these are of this boot and the partition is recovered; from the mark of a clean close; else
+from the log itself, as recovery would find it, but without changing a byte. They are kept in a private page, so that
+all of the engine above reads as it always does.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from streamlite.format import (
     unpack_header,
     verify,
 )
-from streamlite.segment import NEVER_MS, Found, IndexBuilder, Segment, walk_verified
+from streamlite.segment import NEVER_MS, IndexBuilder, Segment, walk_verified
 
 __all__ = ["Recovered", "Tail", "recover", "resolve"]
 
@@ -78,7 +78,7 @@ def recover(segments: Sequence[Segment], synced: int = 0) -> Recovered:
         if segments[at].base <= synced:
             break
     # From here on the chain of segments must hold; what comes after its first gap cannot follow what came before.
-    for at in range(at, len(segments) - 1):
+    for at in range(min(tails), len(segments) - 1):
         if tails[at].cut or segments[at + 1].base != tails[at].next_offset:
             return _ended(segments[at], tails[at], segments[at + 1 :], synced)
     return _ended(segments[-1], tails[len(segments) - 1], [], synced)

@@ -81,7 +81,7 @@ class TopicState(TopicInfo):
 
 
 class Registry:
-    """The topics of one open bus. `lock` is the bus's: it guards the directory of topics and the handing out of slots."""
+    """The topics of one open bus. `lock` is the bus's: it guards the directory of topics and the slots."""
 
     def __init__(self, ctx: Context, lock: Guard) -> None:
         self._ctx = ctx
@@ -162,7 +162,9 @@ class Registry:
         try:
             file = _decode(data)
         except (msgspec.DecodeError, ValueError) as error:
-            raise CorruptionError(f"{path} makes no sense: {error}; restore it from a copy", file=path, position=0) from error
+            raise CorruptionError(
+                f"{path} makes no sense: {error}; restore it from a copy", file=path, position=0
+            ) from error
         if not file.slots or file.incarnation <= 0 or min(file.slots) < 0 or max(file.slots) > 1 << 24:
             raise CorruptionError(f"{path} has impossible values; restore it from a copy", file=path, position=0)
         return file

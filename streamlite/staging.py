@@ -1,9 +1,9 @@
 """Where messages wait for their batch: a `Lane` for each topic, in it a `Part` for each partition.
 
 A part's open `Batch` takes messages as tuples `(value, key)`, or `(value, key, timestamp, headers)` for the few that
-bring more. Putting one in is a single `list.append` and takes no lock. What makes that safe: a batch is sealed under the
-producer's mutex, and first the part gets another batch (`NOTHING`), then the number of its items is taken down. So a
-sender who finds, after its append, that the part still has the batch it appended to, knows that its item was counted.
+bring more. Putting one in is a single `list.append` and takes no lock. What makes that safe: a batch is sealed under
+the producer's mutex, and first the part gets another batch (`NOTHING`), then the number of its items is taken down. So
+a sender who finds, after its append, that the part still has the batch it appended to, knows that its item was counted.
 One who finds another asks under the mutex (`Batch.holds`), and stages the item again if it came too late.
 
 A batch says itself what may be put in without asking: values up to `small` bytes, until `tick` on the clock. Everything
@@ -28,7 +28,7 @@ from streamlite.registry import TopicState
 __all__ = ["MESSAGE_OVERHEAD", "NOTHING", "STAGED_MAX", "Batch", "ByTopic", "Lane", "Part", "encode"]
 
 MESSAGE_OVERHEAD: Final = 250
-"""Bytes that a staged message takes in memory beside its payload: tuple, delivery, column entries (PERFORMANCE, S12)."""
+"""Bytes that a staged message takes in memory beside its payload: tuple, delivery, column entries."""
 STAGED_MAX: Final = 20_000
 """Messages in a batch at most: beyond this a batch saves nothing more, and a reader must decode it whole."""
 KEYS_MAX: Final = 100_000

@@ -1,9 +1,9 @@
 """Interrupting loops now and then, so that they look up from the messages in their hands.
 
 A consumer's loop hands out thousands of messages a millisecond and must not ask the clock for each whether a commit is
-due. So one thread a bus sets a mark in every consumer whose loop is running, twenty times a second, and the loop finds it
-with the check it makes anyway. The work (committing, showing that it lives) is the loop's own, in its own thread: a loop
-that hangs shows nothing.
+due. So one thread a bus sets a mark in every consumer whose loop is running, twenty times a second, and the loop finds
+it with the check it makes anyway. The work (committing, showing that it lives) is the loop's own, in its own thread: a
+loop that hangs shows nothing.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ class Topic:
             first, end = one.start(), one.end()
             if start is not None and not first <= start <= end:
                 raise OffsetOutOfRangeError(
-                    f"offset {start} of {state.name!r} partition {one.number} is not in the log, which holds {first} to {end}"
+                    f"offset {start} of {state.name!r} partition {one.number} is not in the log, which holds {first} "
+                    f"to {end}"
                 )
             found.append((one, first if start is None else start, end if stop is None else min(stop, end)))
         return found
@@ -160,7 +161,9 @@ class Topic:
                 message.headers,
             )
         except SerdeError as error:
-            raise SerdeError(f"{message.topic!r} partition {message.partition} offset {message.offset}: {error}") from error
+            raise SerdeError(
+                f"{message.topic!r} partition {message.partition} offset {message.offset}: {error}"
+            ) from error
 
     def _columns(
         self, stretches: list[tuple[Partition, int, int]], since_ms: int | None, until_ms: int | None
@@ -204,8 +207,8 @@ class Topic:
         for name in UNALTERABLE:
             if name in checked and checked[name] != getattr(state.settings, name):
                 raise ConfigError(
-                    f"{name} of topic {state.name!r} is {getattr(state.settings, name)!r} and stays so: another would send "
-                    "a key's next messages elsewhere than its earlier ones"
+                    f"{name} of topic {state.name!r} is {getattr(state.settings, name)!r} and stays so: another would "
+                    "send a key's next messages elsewhere than its earlier ones"
                 )
         self._engine.registry.alter(state, checked)
         self._engine.settings_changed(state)
@@ -215,7 +218,9 @@ class Topic:
         state = self._writable()
         present = len(state.partitions)
         if check_partitions(n) <= present:
-            raise ConfigError(f"topic {state.name!r} has {present} partitions; it can only get more, {n} were asked for")
+            raise ConfigError(
+                f"topic {state.name!r} has {present} partitions; it can only get more, {n} were asked for"
+            )
         self._engine.registry.grow(state, n)
 
     def truncate_before(self, partition: int, offset: int) -> None:
