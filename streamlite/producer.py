@@ -1,27 +1,22 @@
 """Sending: stage in the caller's thread, a batch at a time to the disk.
 
-The way of a message: `send` checks it, puts a tuple on its topic's lane and hands out a `Delivery`. When the lane's
-batch is full, older than `linger_ms`, or the first after a quiet moment, it is sealed, and a drain takes it on:
-`staging.split` encodes it for its partitions, `Partition.append` writes, the outcome is settled.
+The way of a message: `send` checks it, puts a tuple into the open batch of its partition (`staging`) and hands out a
+`Delivery`. When the topic's lane is full, older than `linger_ms`, or this is the first message after a quiet moment,
+the lane is sealed, and a drain takes its batches on (`outbox`): each is encoded, `Partition.append` writes it, its
+outcome is settled.
 
 Who drains: the sending thread, wherever that costs it no wait (the drain is nobody else's just now, each partition's
 lock is free at once, no sync is part of the append); whoever waits for a result; else the producer's worker thread,
-which also takes the tail of every burst when its linger is over. One drain at a time, batches in order, so that
-messages of one key are appended in the order of sending. A chunk whose partition stays locked waits while the others go
-on, and fails after `lock_timeout`.
+which also takes the tail of every burst when its linger is over.
 
 The buffer counts each message's payload plus `MESSAGE_OVERHEAD`. A lane reserves room when it begins a batch; where
 there is none, `send` waits up to `max_block` seconds, and then the message was not taken.
-
-Locks: `mutex` guards lanes and the buffer's count and is held for moments; `_draining` is the drain's. `mutex` is
-never held while `_draining` is waited for, and no lock at all while a callback runs.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -31,17 +26,14 @@ from streamlite.config import ProducerOptions
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
 from streamlite.errors import (
-    BufferFullError,
     ClosedError,
     ConfigError,
-    LockTimeoutError,
     MessageTooLargeError,
-    StreamliteError,
     TimeoutError,
     UnsupportedError,
 )
+from streamlite.outbox import Outbox
 from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
-from streamlite.partition import Outgoing, Partition
 from streamlite.serde import Serde, encode_raw
 from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, ByTopic, Lane, Part
 from streamlite.subscription import topic_state
@@ -58,11 +50,6 @@ _GRACE_S: Final = 0.0005
 _HURRIED: Final = 16
 """After somebody waited for a result, so many batches of one message go at once: he will wait for the next as well."""
 _ROUTES_MAX: Final = 1024
-_FAILED_MAX: Final = 1000
-"""Failed batches remembered until somebody flushes, who is told of the first."""
-
-
-_Queue = deque[tuple[Batch, Outgoing]]
 
 
 class _Route:
@@ -92,14 +79,7 @@ class Producer:
         self._routes: dict[Any, _Route] = {}
         self._lanes: dict[int, Lane] = {}  # by incarnation
         self.mutex = threading.RLock()
-        self._room = threading.Condition(self.mutex)
-        self._buffered = 0  # bytes sealed and not settled, and room reserved by lanes
-        self._sealed: deque[Batch] = deque()
-        self._queues: dict[Partition, _Queue] = {}
-        self._blocked: dict[Partition, float] = {}  # since when a partition's lock was found taken
-        self._draining = threading.Lock()
-        self._unsettled: dict[Batch, None] = {}
-        self._failed: list[Batch] = []
+        self._outbox = Outbox(self._ctx, options, self.mutex)
         self._begun = 0.0  # when the last batch of any lane began
         self._closed = False
         self._finished = False
@@ -107,7 +87,7 @@ class Producer:
         self._ctx.senders += (self,)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._buffered:,} bytes buffered"
+        state = "closed" if self._closed else f"{self._outbox.buffered:,} bytes buffered"
         return f"<Producer on {self._ctx.files.root}: {state}>"
 
     # -- send ---------------------------------------------------------------------------------------------------------
@@ -206,7 +186,7 @@ class Producer:
             due = now >= lane.due_at
         if due:
             self._go(lane)
-        elif self._sealed:
+        elif self._outbox.pending:
             self._drain_if_free()
         return Delivery(batch, item)
 
@@ -265,7 +245,7 @@ class Producer:
                 now_ms = int(self._now() * 1000)
                 piece, batches = columns.piece(self, lane, start, stop, now_ms, told=on_delivery is not None)
                 batches[0].bytes = size
-                self._send_off(batches)
+                self._outbox.put(batches)
             pieces.append(piece)
             self._drain_if_free()
         if pieces:
@@ -339,9 +319,11 @@ class Producer:
         if lane.stale:
             self._refresh(lane)
         self._wait_for_room(size)
-        free = self._options.buffer_bytes - self._buffered
+        if lane.active:
+            return  # another thread was quicker while this one waited
+        free = self._options.buffer_bytes - self._outbox.buffered
         room = max(size, min(self._options.batch_bytes, free // 2, STAGED_MAX * MESSAGE_OVERHEAD))
-        self._buffered += room
+        self._outbox.buffered += room
         lane.left = lane.reserved = room
         self._begun = lane.opened = self._clock.monotonic()
         linger = self._linger_ms / 1000
@@ -356,36 +338,27 @@ class Producer:
 
     def _wait_for_room(self, size: int) -> None:
         """Under the mutex: wait until `size` bytes fit the buffer, or it is empty; `BufferFullError`."""
-        limit = self._options.buffer_bytes
-        if self._buffered and self._buffered + size > limit:
-            self._seal_all()
-            deadline = self._clock.monotonic() + self._options.max_block
-            while self._buffered and self._buffered + size > limit:
-                left = deadline - self._clock.monotonic()
-                if left <= 0:
-                    raise BufferFullError(
-                        f"the buffer ({limit:,} bytes) stayed full for {self._options.max_block:g} s; the message was "
-                        "not taken: the disk or another holder of a lock is slow; send again, or raise buffer_bytes"
-                    )
-                self._worker.wake()
-                self._clock.wait(self._room, left)
-                self._check_open()
+        outbox = self._outbox
+        if outbox.has_room(size):
+            return
+        self._seal_all()
+        deadline = self._clock.monotonic() + self._options.max_block
+        while not outbox.has_room(size):
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                raise outbox.full()
+            self._worker.wake()
+            self._clock.wait(outbox.room, left)
+            self._check_open()
 
     def _seal(self, lane: Lane) -> None:
         """Under the mutex: put what is staged on its way."""
         if not lane.active:
             return
-        self._buffered -= lane.reserved
+        self._outbox.buffered -= lane.reserved
         lane.left = lane.reserved = 0
         lane.last_at = self._now()
-        self._send_off(lane.seal())
-
-    def _send_off(self, batches: Iterable[Batch]) -> None:
-        """Under the mutex: these batches are the drain's now."""
-        for batch in batches:
-            self._buffered += batch.bytes
-            self._unsettled[batch] = None
-            self._sealed.append(batch)
+        self._outbox.put(lane.seal())
 
     def _seal_all(self) -> None:
         with self.mutex:
@@ -403,107 +376,8 @@ class Producer:
     def _drain_if_free(self) -> None:
         if self._ctx.always:
             self._worker.wake()  # the append includes a sync, and a sender waits for none
-        elif not self._drain(0) or self._queues:
+        elif not self._outbox.drain(0) or self._outbox.blocked:
             self._worker.wake()
-
-    def _drain(self, timeout: float) -> bool:
-        """Write what is sealed, as far as locks are free; `False` where the drain itself was taken."""
-        while self._sealed or self._queues:
-            if not (self._draining.acquire(timeout=timeout) if timeout > 0 else self._draining.acquire(blocking=False)):
-                return False
-            settled: list[tuple[Batch, int, StreamliteError | None]] = []
-            try:
-                self._drain_once(settled)
-            finally:
-                self._draining.release()
-                self._settle(settled)
-            if not settled:
-                return True
-        return True
-
-    def _drain_once(self, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
-        """Encode and append, holding `_draining`; what became of the batches goes to `settled`."""
-        queues, keep = self._queues, self._options.on_delivery is not None
-        while self._sealed:
-            batch = self._sealed.popleft()
-            try:
-                outgoing = batch.encode(keep=keep)
-            except StreamliteError as error:
-                settled.append((batch, -1, error))
-                continue
-            queue = queues.get(batch.part.partition)
-            if queue is None:
-                queue = queues[batch.part.partition] = deque()
-            self._weigh(batch, outgoing)
-            queue.append((batch, outgoing))
-        for partition in list(queues):
-            self._append(partition, queues[partition], settled)
-            if not queues[partition]:
-                del queues[partition]
-
-    def _weigh(self, batch: Batch, outgoing: Outgoing) -> None:
-        """Charge what the batch really takes, and remember it for the next ones of its lane."""
-        if batch.steps:
-            size = outgoing.content_bytes + batch.count * MESSAGE_OVERHEAD
-            with self.mutex:
-                self._buffered += size - batch.bytes
-                batch.bytes = size
-                batch.part.lane.message_bytes = size // batch.count + 1
-
-    def _append(
-        self, partition: Partition, queue: _Queue, settled: list[tuple[Batch, int, StreamliteError | None]]
-    ) -> None:
-        """Append a partition's batches if its lock is free."""
-        error: StreamliteError | None = None
-        try:
-            result = partition.try_append([outgoing for _, outgoing in queue])
-        except StreamliteError as failure:
-            error = failure
-        else:
-            if result is None:
-                self._expire(queue, settled)
-                return
-            error = result.error
-            self._blocked.pop(partition, None)
-            settled.extend((queue.popleft()[0], offset, None) for offset in result.offsets)
-        # What follows a failed batch in its partition must not overtake it: it fails as well, for the same reason.
-        if error is not None:
-            settled.extend((batch, -1, error) for batch, _ in queue)
-            queue.clear()
-
-    def _expire(self, queue: _Queue, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
-        """The partition's lock is taken: batches that waited for it too long fail."""
-        partition = queue[0][0].part.partition
-        timeout = self._ctx.lock_timeout
-        now = time.monotonic()
-        if now - self._blocked.setdefault(partition, now) < timeout:
-            return
-        del self._blocked[partition]
-        error = LockTimeoutError(
-            f"the lock of {partition.guard.what} stayed taken for {timeout:g} s; these messages were not written: its "
-            "holder may be stopped or very slow; send them again, or raise lock_timeout"
-        )
-        settled.extend((batch, -1, error) for batch, _ in queue)
-        queue.clear()
-
-    def _settle(self, settled: list[tuple[Batch, int, StreamliteError | None]]) -> None:
-        """Give room back and tell who waits, with no lock held but for a moment."""
-        if not settled:
-            return
-        with self.mutex:
-            for batch, _, error in settled:
-                self._buffered -= batch.bytes
-                self._unsettled.pop(batch, None)
-                if error is not None and len(self._failed) < _FAILED_MAX:
-                    self._failed.append(batch)
-            self._room.notify_all()
-        on_delivery = self._options.on_delivery
-        for batch, base, error in settled:
-            if batch.kept:
-                batch.seen = True
-                for item in batch.kept:
-                    batch.add_callback(item, on_delivery)
-            batch.settle(base, error)
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
@@ -512,7 +386,7 @@ class Producer:
         if self._ctx.forked:
             return None
         next_due, now = self._seal_due()
-        if not self._drain(0) or self._queues:
+        if not self._outbox.drain(0) or self._outbox.blocked:
             return _RETRY_S
         if next_due is None and now - self._begun < _ALERT_S:
             return max(self._linger_ms / 1000, _RETRY_S)
@@ -544,7 +418,7 @@ class Producer:
     def nudge(self) -> None:
         """Cut the linger short, without waiting."""
         self._seal_all()
-        if self._sealed or self._queues:
+        if self._outbox.pending:
             self._drain_if_free()
 
     def _wait_until(self, done: Any, outcome: Outcome | None, timeout: float | None) -> bool:
@@ -556,7 +430,7 @@ class Producer:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._drain(min(0.01, left) if left is not None else 0.01)
+            self._outbox.drain(min(0.01, left) if left is not None else 0.01)
             if done():
                 return True
             if outcome is not None:
@@ -573,25 +447,16 @@ class Producer:
     def flush(self, timeout: float | None = None) -> None:
         """Return when every earlier send has a result; raises the first failure nobody looked at, or `TimeoutError`."""
         self._flush(timeout)
-        self._raise_unseen()
+        self._outbox.raise_unseen()
 
     def _flush(self, timeout: float | None) -> None:
         self._ctx.check_fork()
         with self.mutex:
             self._seal_all()
-            waiting = list(self._unsettled)
+            waiting = list(self._outbox.unsettled)
         if not self._wait_until(lambda: all(outcome.done for outcome in waiting), None, timeout):
             left = sum(outcome.count for outcome in waiting if not outcome.done)
             raise TimeoutError(f"{left:,} messages have no result after {timeout} s; they are not lost, flush again")
-
-    def _raise_unseen(self) -> None:
-        with self.mutex:
-            failed, self._failed = self._failed, []
-        for outcome in failed:
-            if not outcome.seen:
-                error = outcome.failure()
-                assert error is not None
-                raise error
 
     def close(self, timeout: float | None = None) -> None:
         """Flush and close; raises a failed delivery that nobody has looked at. Idempotent.
@@ -604,13 +469,13 @@ class Producer:
             self._closed = True  # from here on no send gets in: it finds its lane sealed and looks at this
             self._raw.clear()
             self._routes.clear()
-            self._room.notify_all()
+            self._outbox.room.notify_all()
         self._flush(timeout)
         self._finished = True
         self._worker.stop()
         self._ctx.senders = tuple(sender for sender in self._ctx.senders if sender is not self)
         self._engine.forget(self)
-        self._raise_unseen()
+        self._outbox.raise_unseen()
 
     def __enter__(self) -> Producer:
         return self

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.bench.case import DISTINCT, Case, Result, Setting
 from tests.bench.latency import SendAndWait, SendToReceive
-from tests.bench.memory import ConsumerMemory, ProducerMemory
+from tests.bench.memory import ConsumerMemory, ProducerMemory, ProducerMemorySlowWrites
 from tests.bench.size import Open, Seek
 from tests.bench.throughput import Iterate, Poll, Send, SendKeyless, SendMany
 
@@ -34,6 +34,7 @@ CASES: dict[str, type[Case]] = {
         Open,
         ConsumerMemory,
         ProducerMemory,
+        ProducerMemorySlowWrites,
         Seek,
     )
 }

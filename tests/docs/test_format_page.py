@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import streamlite
 from streamlite import counters
 from streamlite import format as fmt
 from streamlite.batch import decode, encode_payload
@@ -153,3 +154,39 @@ def test_segment_names_are_the_codes() -> None:
     assert fmt.parse_segment_name(ordinary) == (42, 0, 0)
     assert fmt.parse_segment_name(compacted) == (42, 100, 3)
     assert fmt.segment_name(42, 100, 3) == compacted
+
+
+def listed() -> list[re.Pattern[str]]:
+    """The paths that the page lists, as patterns."""
+    listing = section("The directory").split("```text\n", 1)[1].split("```", 1)[0]
+    names = {"NAME": r"[\w.-]+", "N": r"\d+", "STEM": r"\d{20}(-\d{20}\.\d+)?", "ID": r"[\w-]+"}
+    paths = [line.split()[0] for line in listing.splitlines()]
+    assert len(paths) == len(set(paths))
+    return [re.compile(re.sub(r"[A-Z]+", lambda found: names[found[0]], re.escape(path))) for path in paths]
+
+
+def files_of(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def test_directory_holds_what_the_page_lists_and_nothing_else(tmp_path: Path) -> None:
+    """The life of a bus, looked at while it is open and when it is closed; `epoch` comes with a crash only."""
+    root = tmp_path / "bus"
+    seen = set[str]()
+    with streamlite.open(root) as bus:
+        topic = bus.topic("orders", cleanup="compact", segment_bytes=1)
+        with bus.producer() as producer:
+            for _ in range(3):
+                producer.send(topic, bytes(70_000), key="alice").result(10)
+        with bus.consumer("orders", group="billing") as consumer:
+            consumer.poll(timeout=10)
+            consumer.commit()
+            seen |= files_of(root)
+        topic.truncate_before(0, 1)
+        bus.maintain()
+        seen |= files_of(root)
+    seen |= files_of(root)
+    patterns = listed()
+    assert not {path for path in seen if not any(pattern.fullmatch(path) for pattern in patterns)}
+    absent = {pattern.pattern for pattern in patterns if not any(pattern.fullmatch(path) for path in seen)}
+    assert absent == {"epoch"}

@@ -55,15 +55,21 @@ def location(tmp_path_factory: pytest.TempPathFactory, flights: list[Sent]) -> P
     return location
 
 
-@pytest.fixture(params=["disk", "memory"])
-def bus(request: pytest.FixtureRequest, flights: list[Sent]) -> Iterator[Bus]:
-    """A bus with the whole year in it."""
-    if request.param == "disk":
-        with streamlite.open(request.getfixturevalue("location")) as bus:
-            yield bus
-        return
+@pytest.fixture(scope="module")
+def memory(flights: list[Sent]) -> Iterator[Bus]:
+    """The same in memory, shared by all tests: each has groups of its own."""
     with streamlite.open(":memory:") as bus:
         produce(bus, flights)
+        yield bus
+
+
+@pytest.fixture(params=["disk", "memory"])
+def bus(request: pytest.FixtureRequest) -> Iterator[Bus]:
+    """A bus with the whole year in it."""
+    if request.param == "memory":
+        yield request.getfixturevalue("memory")
+        return
+    with streamlite.open(request.getfixturevalue("location")) as bus:
         yield bus
 
 

@@ -28,7 +28,7 @@ LAYERS = {
         compaction context engine group groups maintenance offsets outgoing partition reader readonly registry syncer
         ticker transaction wakeup worker
     """,
-    "L3 clients": "producer consumer aio assignment bulk delivery fetcher handout staging subscription",
+    "L3 clients": "producer consumer aio assignment bulk delivery fetcher handout outbox staging subscription",
     "L4 façade": "bus topic __init__",
     "L5 faces": "cli testing streams kafka gateway web",
 }

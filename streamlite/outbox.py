@@ -1,0 +1,187 @@
+"""From sealed batches to settled ones: the drain of one producer, and the room in its buffer.
+
+One drain at a time, batches in the order they were sealed, so that messages of one key are appended in the order of
+sending. A drain takes only what is free at once: a batch whose partition is locked stays in its partition's queue while
+the others go on, and fails after `lock_timeout`. A batch that fails takes what is queued behind it for its partition
+along: nothing overtakes it.
+
+`mutex` is the producer's: it guards the lanes and the buffer's count, and is held for moments. `_draining` is the
+drain's own. `mutex` is never held while `_draining` is waited for, and neither while a callback runs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from streamlite.config import ProducerOptions
+from streamlite.context import Context
+from streamlite.errors import BufferFullError, LockTimeoutError, StreamliteError
+from streamlite.partition import Outgoing, Partition
+from streamlite.staging import MESSAGE_OVERHEAD, Batch
+
+__all__ = ["Outbox"]
+
+_FAILED_MAX: Final = 1000
+"""Failed batches remembered until somebody flushes, who is told of the first."""
+
+_Queue = deque[tuple[Batch, Outgoing]]
+_Settled = list[tuple[Batch, int, StreamliteError | None]]
+
+
+class Outbox:
+    """What a producer has sealed and not yet settled."""
+
+    def __init__(self, ctx: Context, options: ProducerOptions, mutex: threading.RLock) -> None:
+        self._ctx = ctx
+        self._options = options
+        self._mutex = mutex
+        self.room = threading.Condition(mutex)
+        """Notified when room in the buffer was given back."""
+        self.buffered = 0
+        """Bytes sealed and not settled, and what lanes have reserved; under the mutex."""
+        self.unsettled: dict[Batch, None] = {}
+        self._failed: list[Batch] = []
+        self._sealed: deque[Batch] = deque()
+        self._queues: dict[Partition, _Queue] = {}
+        self._blocked: dict[Partition, float] = {}  # since when a partition's lock was found taken
+        self._draining = threading.Lock()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a drain has something to do."""
+        return bool(self._sealed or self._queues)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits for a partition's lock."""
+        return bool(self._queues)
+
+    def has_room(self, size: int) -> bool:
+        """Under the mutex: whether `size` bytes fit the buffer; into an empty one anything does."""
+        return not self.buffered or self.buffered + size <= self._options.buffer_bytes
+
+    def full(self) -> BufferFullError:
+        """What a sender gets who waited in vain."""
+        options = self._options
+        return BufferFullError(
+            f"the buffer ({options.buffer_bytes:,} bytes) stayed full for {options.max_block:g} s; the message was not "
+            "taken: the disk or another holder of a lock is slow; send again, or raise buffer_bytes"
+        )
+
+    def put(self, batches: Iterable[Batch]) -> None:
+        """Under the mutex: these batches are the drain's now."""
+        for batch in batches:
+            self.buffered += batch.bytes
+            self.unsettled[batch] = None
+            self._sealed.append(batch)
+
+    def drain(self, timeout: float) -> bool:
+        """Write what is sealed, as far as locks are free; `False` where the drain itself was taken."""
+        while self._sealed or self._queues:
+            if not (self._draining.acquire(timeout=timeout) if timeout > 0 else self._draining.acquire(blocking=False)):
+                return False
+            settled: _Settled = []
+            try:
+                self._drain_once(settled)
+            finally:
+                self._draining.release()
+                self._settle(settled)
+            if not settled:
+                return True
+        return True
+
+    def _drain_once(self, settled: _Settled) -> None:
+        """Encode and append, holding `_draining`; what became of the batches goes to `settled`."""
+        queues, keep = self._queues, self._options.on_delivery is not None
+        while self._sealed:
+            batch = self._sealed.popleft()
+            try:
+                outgoing = batch.encode(keep=keep)
+            except StreamliteError as error:
+                settled.append((batch, -1, error))
+                continue
+            queue = queues.get(batch.part.partition)
+            if queue is None:
+                queue = queues[batch.part.partition] = deque()
+            self._weigh(batch, outgoing)
+            queue.append((batch, outgoing))
+        for partition in list(queues):
+            self._append(partition, queues[partition], settled)
+            if not queues[partition]:
+                del queues[partition]
+
+    def _weigh(self, batch: Batch, outgoing: Outgoing) -> None:
+        """Charge what the batch really takes, and remember it for the next ones of its lane."""
+        if batch.steps:
+            size = outgoing.content_bytes + batch.count * MESSAGE_OVERHEAD
+            with self._mutex:
+                self.buffered += size - batch.bytes
+                batch.bytes = size
+                batch.part.lane.message_bytes = size // batch.count + 1
+
+    def _append(self, partition: Partition, queue: _Queue, settled: _Settled) -> None:
+        """Append a partition's batches if its lock is free."""
+        error: StreamliteError | None = None
+        try:
+            result = partition.try_append([outgoing for _, outgoing in queue])
+        except StreamliteError as failure:
+            error = failure
+        else:
+            if result is None:
+                self._expire(queue, settled)
+                return
+            error = result.error
+            self._blocked.pop(partition, None)
+            settled.extend((queue.popleft()[0], offset, None) for offset in result.offsets)
+        # What follows a failed batch in its partition must not overtake it: it fails as well, for the same reason.
+        if error is not None:
+            settled.extend((batch, -1, error) for batch, _ in queue)
+            queue.clear()
+
+    def _expire(self, queue: _Queue, settled: _Settled) -> None:
+        """The partition's lock is taken: batches that waited for it too long fail."""
+        partition = queue[0][0].part.partition
+        timeout = self._ctx.lock_timeout
+        now = time.monotonic()
+        if now - self._blocked.setdefault(partition, now) < timeout:
+            return
+        del self._blocked[partition]
+        error = LockTimeoutError(
+            f"the lock of {partition.guard.what} stayed taken for {timeout:g} s; these messages were not written: its "
+            "holder may be stopped or very slow; send them again, or raise lock_timeout"
+        )
+        settled.extend((batch, -1, error) for batch, _ in queue)
+        queue.clear()
+
+    def _settle(self, settled: _Settled) -> None:
+        """Give room back and tell who waits, with no lock held but for a moment."""
+        if not settled:
+            return
+        with self._mutex:
+            for batch, _, error in settled:
+                self.buffered -= batch.bytes
+                self.unsettled.pop(batch, None)
+                if error is not None and len(self._failed) < _FAILED_MAX:
+                    self._failed.append(batch)
+            self.room.notify_all()
+        on_delivery = self._options.on_delivery
+        for batch, base, error in settled:
+            if batch.kept:
+                batch.seen = True
+                for item in batch.kept:
+                    batch.add_callback(item, on_delivery)
+            batch.settle(base, error)
+
+    def raise_unseen(self) -> None:
+        """Raise the first failure since the last call that nobody was told of."""
+        with self._mutex:
+            failed, self._failed = self._failed, []
+        for outcome in failed:
+            if not outcome.seen:
+                error = outcome.failure()
+                assert error is not None
+                raise error
