@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from streamlite.assignment import LOOK_FOR_MEMBERS_S, Assignment, check_offset
 from streamlite.config import ConsumerOptions
@@ -23,11 +23,12 @@ from streamlite.fetcher import Track
 from streamlite.handout import TICK
 from streamlite.message import Columns, Message, TopicPartition
 from streamlite.reader import cap_offset, offset_for_time
-from streamlite.wakeup import LOOK_AGAIN_S, Waiter
+from streamlite.wakeup import LOOK_AGAIN_S
 
 __all__ = ["Consumer"]
 
-Take = Callable[[Track, int], int]
+_FOLLOW_S: Final = 0.02
+"""How often a consumer of a bus that is only read looks for messages: nobody knows that it waits."""
 
 
 class Consumer:
@@ -41,7 +42,7 @@ class Consumer:
         self.group = group
         self.is_open = False
         """Whether the constructor is through: partitions that are found later are new ones."""
-        self._waiter = Waiter(self._ctx.bell)
+        self._waiter = self._ctx.bell.waiter()
         self._busy = threading.RLock()
         self._woken = False
         self._closing = False
@@ -220,6 +221,8 @@ class Consumer:
         if self._assignment.membership is not None:
             patience = self._options.max_poll_interval_ms / 10_000
             return LOOK_FOR_MEMBERS_S if self._engine.shared else max(LOOK_FOR_MEMBERS_S, patience)
+        if self._ctx.read_only:
+            return _FOLLOW_S
         return LOOK_AGAIN_S if self._engine.shared else None
 
     def _deadline(self, timeout: float | None) -> float | None:
@@ -458,6 +461,7 @@ class Consumer:
             try:
                 self._assignment.let_go()
             finally:
+                self._waiter.close()
                 self._engine.forget(self)
 
     def __enter__(self) -> Consumer:

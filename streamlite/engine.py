@@ -106,6 +106,7 @@ class Engine:
         finally:
             lock.release()
         if location != MEMORY:
+            ctx.bell.share(files, first=first)
             engine.syncer = Syncer(ctx, engine.registry, sync_interval_s)
             ctx.on_sealed = engine.syncer.woken
             if sync != "never":

@@ -214,8 +214,9 @@ class Partition:
     def announce(self) -> None:
         """Tell who syncs and who waits; with no lock held."""
         ctx = self.ctx
-        if ctx.bell.waiters:
-            ctx.bell.ring()
+        bell = ctx.bell
+        if bell.words[0] or bell.waiters:
+            bell.ring()
         if self not in ctx.dirty:
             ctx.dirty.add(self)
             ctx.on_dirty()

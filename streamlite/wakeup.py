@@ -1,30 +1,41 @@
-"""Waking those who wait for messages.
+"""Waking those who wait for messages, in this process and in others.
 
-Who waits registers first and looks again, then sleeps; who publishes stores the end first, then looks for waiters. So
-either the waiter sees the new end, or the writer sees the waiter: no order of the two loses a wake-up inside a process.
-From other processes a waiter hears nothing yet: it looks again every `LOOK_AGAIN_S` by itself, and it would have to do
-that in any case, since a writer may die between publishing and waking.
+Who waits arms himself first and looks again, then sleeps; who publishes stores the end first, then looks for the armed.
+So either the waiter sees the new end, or the writer sees the waiter. Between processes the two orders are stores and
+loads of different words, which x86 keeps apart only by what stands between them, and a writer may die between
+publishing and waking: so every wait looks again by itself each `LOOK_AGAIN_S`.
 
-A writer pays one attribute load while nobody waits.
+Between processes, a page of words is shared. A waiter has one of its words, by a lock file for as long as it lives, and
+a FIFO named by the word's place and a random number; armed, the word is that number. The first word of the page says
+whether anybody is armed at all: a writer pays one load while nobody waits. A writer that wakes takes the mark away, so
+that a burst wakes each waiter once. docs/architecture.md has the figures of the candidates; a FIFO in the same process
+is no slower than a condition, so a bus on disk has only this one way.
+
+In memory, or on a test's clock, a waiter is a condition that waits by that clock (`Waiter`).
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable
 from typing import Final
 
-from streamlite.clock import Clock
+from streamlite.clock import Clock, SystemClock
+from streamlite.errors import StorageError, StreamliteError
+from streamlite.files import Fifo, FileLock, Files
 
-__all__ = ["LOOK_AGAIN_S", "Bell", "Waiter"]
+__all__ = ["LOOK_AGAIN_S", "Bell", "FifoWaiter", "Waiter"]
 
 LOOK_AGAIN_S: Final = 0.5
+DIRECTORY: Final = "wake"
+_PAGE: Final = 4096
+_WORDS: Final = _PAGE // 8
+_ANYBODY: Final = 0
 
 
 class Waiter:
     """One place to wait: a consumer's. One thread waits, any thread rings."""
-
-    __slots__ = ("_bell", "_condition", "_rung")
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
@@ -38,30 +49,117 @@ class Waiter:
             self._condition.notify()
 
     def wait(self, ready: Callable[[], bool], timeout: float | None) -> None:
-        """Sleep until rung or for `timeout` seconds, unless `ready()` holds once this waiter is registered."""
-        bell = self._bell
-        bell.add(self)
+        """Sleep until rung or for `timeout` seconds, unless `ready()` holds once this waiter is armed."""
+        self._bell.add(self)
         try:
             if ready():
                 return
             with self._condition:
                 if not self._rung:
-                    bell.clock.wait(self._condition, timeout)
+                    self._bell.clock.wait(self._condition, timeout)
         finally:
-            bell.remove(self)
+            self._bell.remove(self)
             self._rung = False
+
+    def close(self) -> None:
+        """Nobody waits here any more."""
+
+
+class FifoWaiter(Waiter):
+    """A place to wait that other processes can ring. It has a word of the page from its first wait on."""
+
+    def __init__(self, bell: Bell, files: Files, words: memoryview) -> None:
+        super().__init__(bell)
+        self._files = files
+        self._words = words
+        self._fifo: Fifo | None = None
+        self._lock: FileLock | None = None
+        self._place = 0
+        self._number = 0
+
+    def ring(self) -> None:
+        self._rung = True
+        fifo = self._fifo
+        if fifo is not None:
+            fifo.ring()
+
+    def arm(self) -> Fifo | None:
+        """Say that somebody sleeps here; `None` where all words are taken and only looking again helps."""
+        if self._fifo is None and not self._take_word():
+            return None
+        self._words[self._place] = self._number
+        self._words[_ANYBODY] = 1
+        return self._fifo
+
+    def disarm(self) -> None:
+        """He is awake."""
+        if self._fifo is not None:
+            self._words[self._place] = 0
+
+    def wait(self, ready: Callable[[], bool], timeout: float | None) -> None:
+        fifo = self.arm()
+        try:
+            if self._rung or ready():
+                return
+            if fifo is None:
+                self._bell.clock.wait(self._condition, min(timeout or LOOK_AGAIN_S, LOOK_AGAIN_S) / 10)
+            else:
+                fifo.wait(timeout)
+        finally:
+            self.disarm()
+            self._rung = False
+
+    def _take_word(self) -> bool:
+        for place in range(1, _WORDS):
+            lock = self._files.lock(f"{DIRECTORY}/{place}.lock")
+            if lock.acquire():
+                break
+        else:
+            return False
+        self._place, self._lock, self._number = place, lock, secrets.randbits(62) | 1
+        self._fifo = self._files.fifo(_path(place, self._number), create=True)
+        return True
+
+    def close(self) -> None:
+        lock, self._lock, self._fifo = self._lock, None, None
+        if lock is not None:
+            self._words[self._place] = 0
+            self._files.remove(_path(self._place, self._number))
+            lock.release()
+
+
+def _path(place: int, number: int) -> str:
+    return f"{DIRECTORY}/{place}.{number:016x}"
 
 
 class Bell:
-    """All waiters of one bus."""
-
-    __slots__ = ("_mutex", "clock", "waiters")
+    """All who wait for messages of one bus."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.waiters: tuple[Waiter, ...] = ()
-        """Empty while nobody waits: a writer's only look."""
-        self._mutex = threading.Lock()  # guards the replacement of `waiters`
+        """Those of this process that are no FIFOs; empty while none of them waits."""
+        self.words: memoryview | list[int] = [0]
+        """The shared page; its first word is not 0 while somebody may be armed: a writer's only look."""
+        self._files: Files | None = None
+        self._fifos: dict[int, tuple[int, Fifo]] = {}  # place -> number and FIFO of whom we rang last there
+        self._mutex = threading.Lock()  # guards the replacement of `waiters`, and _fifos
+
+    def share(self, files: Files, *, first: bool) -> None:
+        """Ring other processes too. The first to open the bus removes what dead ones left."""
+        files.make_dir(DIRECTORY)
+        if first:
+            for name in files.list(DIRECTORY):
+                if not name.endswith(".lock") and name != "words":
+                    files.remove(f"{DIRECTORY}/{name}")
+        self.words = files.map(f"{DIRECTORY}/words", 0, _PAGE).cast("Q")
+        self._files = files
+
+    def waiter(self) -> Waiter:
+        """A new place to wait."""
+        if self._files is not None and isinstance(self.words, memoryview) and isinstance(self.clock, SystemClock):
+            return FifoWaiter(self, self._files, self.words)
+        return Waiter(self)
 
     def add(self, waiter: Waiter) -> None:
         """Register; the caller looks again afterwards, before it sleeps."""
@@ -74,6 +172,33 @@ class Bell:
             self.waiters = tuple(other for other in self.waiters if other is not waiter)
 
     def ring(self) -> None:
-        """Wake everybody who waits; called after a publication, with no lock held."""
+        """Wake everybody who waits; called after a publication."""
         for waiter in self.waiters:
             waiter.ring()
+        if self.words[_ANYBODY]:
+            self._ring_armed()
+
+    def _ring_armed(self) -> None:
+        words = self.words
+        # Before the others are looked at: who arms himself later sets it again.
+        words[_ANYBODY] = 0
+        armed = words.tolist() if isinstance(words, memoryview) else words
+        for place, number in enumerate(armed):
+            if number and place != _ANYBODY:
+                words[place] = 0
+                self._ring_fifo(place, number)
+
+    def _ring_fifo(self, place: int, number: int) -> None:
+        with self._mutex:
+            known = self._fifos.get(place)
+        try:
+            if known is None or known[0] != number:
+                assert self._files is not None
+                known = (number, self._files.fifo(_path(place, number)))
+                with self._mutex:
+                    self._fifos[place] = known
+            known[1].ring()
+        except StorageError:
+            return  # he is gone, or has no descriptor left: he looks again by himself
+        except StreamliteError:
+            return  # this is the child of a fork

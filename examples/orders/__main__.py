@@ -1,4 +1,4 @@
-"""Starts the shop, has some of it crash, and checks what came of it: `python -m examples.orders [--orders N] [--seed N]`.
+"""Starts the shop, has some of it crash, and checks what came of it: `python -m examples.orders`.
 
 One of two stock workers and one of two shipping workers are killed (SIGKILL) at random moments and started again, and
 a shipping worker is stopped (SIGSTOP) until the group has given its partitions away, and continued.
@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import streamlite
-from examples.orders.model import PARTITIONS, Ledger, open_topics
-from examples.orders.shipping import MAX_POLL_INTERVAL_MS
+
+from .model import PARTITIONS, Ledger, open_topics
+from .shipping import MAX_POLL_INTERVAL_MS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
@@ -43,7 +44,7 @@ class Shop:
 
     def start(self, name: str, *arguments: object) -> subprocess.Popen[bytes]:
         """Start a program; `name` is that of its module, with a number where there are several of them."""
-        command = [sys.executable, "-m", f"examples.orders.{name.split('-')[0]}", self._directory]
+        command = [sys.executable, "-m", f"examples.orders.{name.split('-', maxsplit=1)[0]}", self._directory]
         path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
         started = subprocess.Popen([*command, *map(str, arguments)], env=os.environ | {"PYTHONPATH": path})
         self._running[name] = started
@@ -149,7 +150,7 @@ def check(bus: streamlite.Bus, count: int) -> bool:
     checks = [
         (len(ordered) == ordered.total() == count, f"{count} orders were made"),
         (reserved.keys() == ordered.keys(), f"every order was reserved (and {again} once more after a crash)"),
-        (not ordered.keys() - times.keys(), f"every order was shipped: {len(ordered.keys() & times.keys())} of {count}"),
+        (not ordered.keys() - times.keys(), f"every order was shipped: {len(times)} of {count}"),
         (not times.keys() - ordered.keys(), "nothing was shipped that nobody ordered"),
         (times.total() == len(times), f"none was shipped twice ({late} shipments came too late and do not count)"),
         (all_done(bus), "nothing is left to do"),
@@ -170,7 +171,7 @@ def main() -> int:
     parser.add_argument("--directory", help="where the bus is kept, a new or empty one (temporary, and removed)")
     asked = parser.parse_args()
     seed = random.randrange(1_000_000) if asked.seed is None else asked.seed
-    print(f"{asked.orders} orders; --seed {seed} makes the same choices again")
+    print(f"{asked.orders} orders; --seed {seed} chooses the same victims again")
     if asked.directory is not None:
         return 0 if run(asked.directory, asked.orders, seed) else 1
     with tempfile.TemporaryDirectory(prefix="orders-") as directory:

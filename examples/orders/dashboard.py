@@ -7,7 +7,8 @@ import time
 from collections import defaultdict
 
 import streamlite
-from examples.orders.model import Ledger, Order, Reservation, open_topics
+
+from .model import Ledger, Order, Reservation, open_topics
 
 EVERY_S = 0.5
 
@@ -53,7 +54,7 @@ def members(bus: streamlite.Bus, group: str) -> str:
         found = bus.group(group).members
     except streamlite.UnknownGroupError:
         return "-"
-    return ", ".join(f"{one.pid}: {''.join(str(tp.partition) for tp in sorted(one.partitions)) or '-'}" for one in found)
+    return ", ".join(f"{one.pid}: {''.join(str(tp.partition) for tp in one.partitions) or '-'}" for one in found)
 
 
 def main(directory: str, count: int) -> None:

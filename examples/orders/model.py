@@ -1,7 +1,7 @@
 """What the four programs share: the messages, the topics, and the rule by which `shipments` is read.
 
 An order goes from `orders` (keyed by customer, so that a customer's orders stay in order) through `reservations` to
-`shipments` (both keyed by order id, with the same number of partitions: partition 3 of one feeds partition 3 of the other).
+`shipments` (both keyed by order id, with as many partitions: partition 3 of one feeds partition 3 of the other).
 """
 
 from __future__ import annotations

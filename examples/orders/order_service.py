@@ -7,7 +7,8 @@ import sys
 import time
 
 import streamlite
-from examples.orders.model import Order, open_topics
+
+from .model import Order, open_topics
 
 CUSTOMERS = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 ITEMS = ("coffee", "tea", "sugar", "milk", "honey")

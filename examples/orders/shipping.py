@@ -9,8 +9,9 @@ member owns at a time; who becomes the owner
    shipments of former owners do not count from here on (`model.Ledger`);
 3. ships what is not in the ledger.
 
-Reading without writing first would not do. A former owner that was not killed but stopped (SIGSTOP, a suspended machine)
-goes on in the middle of its batch and writes shipments that the new owner has not seen.
+Reading without writing first would not do. A former owner that was not killed but stopped (SIGSTOP, a suspended
+machine) goes on in the middle of its batch, and writes shipments that the new owner has not seen. Commits are refused
+to such a one (`FencedError`), sends are not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import time
 from collections.abc import Sequence
 
 import streamlite
-from examples.orders.model import Ledger, Reservation, Shipment, TakenOver, open_topics
-from examples.orders.worker import work
+
+from .model import Ledger, Reservation, Shipment, TakenOver, open_topics
+from .worker import work
 
 GROUP = "shipping"
 WORK_S = 0.006

@@ -6,8 +6,9 @@ import sys
 import time
 
 import streamlite
-from examples.orders.model import Order, Reservation, open_topics
-from examples.orders.worker import work
+
+from .model import Order, Reservation, open_topics
+from .worker import work
 
 GROUP = "stock"
 WORK_S = 0.008

@@ -17,8 +17,8 @@ def work(
     """Handle messages until SIGTERM.
 
     Flush, then commit: a commit says that the results are in the log, and results that still wait in this process's
-    memory would die with it. So commits are ours (`auto_commit=False`), and between two polls, which is when a partition
-    can go to another member, nothing is on its way.
+    memory would die with it. So commits are ours (`auto_commit=False`). A live member gives a partition up when it asks
+    for messages, and nothing is on its way then.
     """
     stopped = False
 

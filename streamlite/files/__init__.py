@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from streamlite.errors import StorageError
 
-__all__ = ["File", "FileLock", "Files", "MissingFile", "after_fork_in_child", "process_id"]
+__all__ = ["Fifo", "File", "FileLock", "Files", "MissingFile", "after_fork_in_child", "process_id"]
 
 
 def process_id() -> int:
@@ -80,6 +80,24 @@ class FileLock(ABC):
         """Give it back; nothing where it is not held, and in the child of a fork, where it is the parent's."""
 
 
+class Fifo(ABC):
+    """A named pipe that carries nothing but the news that there is news."""
+
+    path: str
+
+    @abstractmethod
+    def ring(self) -> None:
+        """Wake who waits at it, now or when it next waits; nobody there is fine."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None) -> None:
+        """Wait until rung or for `timeout` seconds; may return early. Every ring so far is taken."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The descriptor, readable once rung: for an event loop."""
+
+
 class Files(ABC):
     """A directory and what can be done in it."""
 
@@ -92,6 +110,10 @@ class Files(ABC):
     @abstractmethod
     def lock(self, path: str, *, create: bool = True) -> FileLock:
         """A lock on the file at `path`, not yet acquired; the file is created where absent, or `MissingFile`."""
+
+    @abstractmethod
+    def fifo(self, path: str, *, create: bool = False) -> Fifo:
+        """The named pipe at `path`; `MissingFile` unless `create`. `UnsupportedError` where nobody could ring it."""
 
     @abstractmethod
     def map(self, path: str, offset: int, size: int) -> memoryview:

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import shutil
 import stat
 import threading
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from streamlite.errors import CorruptionError, ForkedError, FormatError, StorageError
-from streamlite.files import File, FileLock, Files, MissingFile
+from streamlite.files import Fifo, File, FileLock, Files, MissingFile
 
 __all__ = ["LocalFiles"]
 
@@ -162,6 +163,35 @@ class LocalFile(_Descriptor, File):
             os.fsync(self._fd)
         except (OSError, ValueError) as error:
             self._fail("sync", error)
+
+
+class LocalFifo(_Descriptor, Fifo):
+    """A FIFO's descriptor."""
+
+    _poll: select.poll | None = None
+
+    def ring(self) -> None:
+        try:
+            os.write(self._fd, b"\0")
+        except BlockingIOError:
+            return  # full of rings that nobody took yet: as good as another one
+        except OSError as error:
+            self._fail("ring", error)
+
+    def wait(self, timeout: float | None) -> None:
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._fd, select.POLLIN)
+        try:
+            if self._poll.poll(None if timeout is None else min(timeout, 1e6) * 1000):
+                os.read(self._fd, 4096)
+        except BlockingIOError:
+            return  # somebody else took it
+        except OSError as error:
+            self._fail("wait at", error)
+
+    def fileno(self) -> int:
+        return self._fd
 
 
 class LocalLock(_Descriptor, FileLock):
@@ -305,6 +335,16 @@ class LocalFiles(Files):
     def lock(self, path: str, *, create: bool = True) -> FileLock:
         self._change("lock", path)
         return self._opened(LocalLock, path, os.O_RDWR | (os.O_CREAT if create else 0))
+
+    def fifo(self, path: str, *, create: bool = False) -> Fifo:
+        at = self._change("create", path)
+        if create:
+            try:
+                os.mkfifo(at, 0o600)
+            except OSError as error:
+                _fail("create", at, error)
+        # Read and write: so opening waits for nobody, and a write when the reader is gone raises no SIGPIPE.
+        return self._opened(LocalFifo, path, os.O_RDWR | os.O_NONBLOCK)
 
     def map(self, path: str, offset: int, size: int) -> memoryview:
         flags = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT

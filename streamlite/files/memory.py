@@ -13,8 +13,8 @@ import os
 import threading
 from collections.abc import Sequence
 
-from streamlite.errors import StorageError
-from streamlite.files import File, FileLock, Files, MissingFile
+from streamlite.errors import StorageError, UnsupportedError
+from streamlite.files import Fifo, File, FileLock, Files, MissingFile
 
 __all__ = ["MemoryFiles"]
 
@@ -109,6 +109,9 @@ class MemoryFiles(Files):
 
     def lock(self, path: str, *, create: bool = True) -> FileLock:
         return MemoryLock(path, self._file(path, create=create), self._lock_mutex)
+
+    def fifo(self, path: str, *, create: bool = False) -> Fifo:
+        raise UnsupportedError("nobody outside this process can ring anything in memory")
 
     def map(self, path: str, offset: int, size: int) -> memoryview:
         with self._mutex:

@@ -96,15 +96,15 @@ def test_age_is_told_by_the_messages_timestamps(bus: Bus, clock: VirtualClock) -
 
 
 def test_what_is_too_much_goes(bus: Bus) -> None:
-    topic = bus.topic("t", segment_bytes=2000, retention_bytes=20_000)
-    sent = [b"%03d" % number * 200 for number in range(100)]
+    topic = bus.topic("t", segment_bytes=15_000, retention_bytes=200_000)
+    sent = [b"%05d" % number * 2000 for number in range(50)]
     put_apart(bus, topic, *sent)
     bus.maintain()
     left = values(topic.read())
     assert left == sent[-len(left) :]
-    # No segment goes that the limit still has room for, and one segment at most may stand above it.
-    assert 15_000 <= sum(map(len, left)) <= 24_000
-    assert topic.beginning_offsets() == {TP: 100 - len(left)}
+    # No segment goes that would leave less than the limit; so less than one segment stands above it.
+    assert 195_000 <= sum(map(len, left)) <= 225_000
+    assert topic.beginning_offsets() == {TP: 50 - len(left)}
     bus.maintain()
     assert values(topic.read()) == left
 
@@ -166,7 +166,7 @@ def test_what_is_gone_stays_gone_and_offsets_go_on(open_bus: OpenBus, clock: Vir
 
 def test_a_consumer_goes_on_where_it_is(bus: Bus, clock: VirtualClock) -> None:
     topic = bus.topic("t", segment_bytes=1, retention_ms=HOUR_MS // 2)
-    with bus.consumer("t", group="g") as consumer:
+    with bus.consumer("t", group="g", max_poll_interval_ms=10**9) as consumer:
         put_apart(bus, topic, *numbers(10))
         assert values(take(consumer, 10)) == numbers(10)
         clock.advance(3600)

@@ -10,6 +10,7 @@ All of it on a virtual clock, in memory and in a directory, where the bus is als
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ OVERHEAD = 300
 
 KEYS = [b"", b"a", b"b", "ż".encode(), b"\xff"]
 INDEXES = st.integers(0, 10**6)
-"""Folded into whatever range there is at that moment."""
+"""Folded into whatever range there is at that moment, or the seed of many small choices."""
 
 
 class Sent(NamedTuple):
@@ -89,13 +90,15 @@ class LogMachine(RuleBasedStateMachine):
         delete_retention_ms=st.sampled_from([0, 60_000]),
         auto_commit=st.booleans(),
         batch_bytes=st.sampled_from([1, 300, 1 << 20]),
+        seed=INDEXES,
     )
-    def begin(self, partitions: int, auto_commit: bool, batch_bytes: int, **chosen: Any) -> None:
+    def begin(self, partitions: int, auto_commit: bool, batch_bytes: int, seed: int, **chosen: Any) -> None:
         self.settings = chosen
         self.auto_commit = auto_commit
         self.batch_bytes = batch_bytes
         self.create(partitions)
         self.enter()
+        self.send(count=20, seed=seed)
 
     def create(self, partitions: int) -> None:
         self.topic = self.bus.create_topic(NAME, partitions=partitions, **self.settings)
@@ -107,7 +110,9 @@ class LogMachine(RuleBasedStateMachine):
         self.consumer = self.consumer_of_group()
 
     def consumer_of_group(self) -> Consumer:
-        return self.bus.consumer(NAME, group=GROUP, out_of_range="earliest", auto_commit=self.auto_commit)
+        # However long it stays away between two polls, it is not taken for dead.
+        options = {"auto_commit": self.auto_commit, "out_of_range": "earliest", "max_poll_interval_ms": 10**9}
+        return self.bus.consumer(NAME, group=GROUP, **options)
 
     def leave(self) -> None:
         self.producer.close()
@@ -169,39 +174,34 @@ class LogMachine(RuleBasedStateMachine):
 
     # --- sending --------------------------------------------------------------------------------------------------
 
-    def message(self, key: int | None, size: int, tombstone: bool) -> tuple[bytes | None, bytes | None]:
-        """A key as the topic takes it, and a value that no other message has."""
+    def row(self, chance: random.Random, most: int) -> tuple[bytes | None, bytes | None]:
+        """A key as the topic takes it, and a value that no other message has; seldom a tombstone."""
         self.count += 1
-        if key is None and self.settings["cleanup"] != "delete":
-            key = 0
-        value = b"%d" % self.count + b"." * size
-        return None if key is None else KEYS[key], None if tombstone and key is not None else value
+        key = chance.choice(KEYS if "compact" in self.settings["cleanup"] else [None, *KEYS])
+        if key is not None and chance.random() < 0.2:
+            return key, None
+        return key, b"%d" % self.count + b"." * chance.choice([0, 10, most])
 
-    @rule(
-        key=st.none() | st.integers(0, len(KEYS) - 1),
-        partition=st.none() | INDEXES,
-        age_s=st.sampled_from([None, None, 0, 50, 1000, -50]),
-        size=st.sampled_from([0, 10, 300]),
-        tombstone=st.booleans(),
-    )
-    def send(self, key: int | None, partition: int | None, age_s: int | None, size: int, tombstone: bool) -> None:
-        row = self.message(key, size, tombstone)
-        where = None if partition is None else partition % len(self.partitions)
-        timestamp = None if age_s is None else self.clock.time_ms() - age_s * 1000
-        delivery = self.producer.send(NAME, row[1], key=row[0], partition=where, timestamp=timestamp)
-        self.pending.append((delivery, [row], self.clock.time_ms()))
+    def where(self, chance: random.Random) -> int | None:
+        """A partition by number, or the producer's choice."""
+        return chance.choice([None, chance.randrange(len(self.partitions))])
 
-    @rule(
-        keys=st.lists(st.none() | st.integers(0, len(KEYS) - 1), min_size=1, max_size=20),
-        partition=st.none() | INDEXES,
-        size=st.sampled_from([0, 10, 100]),
-    )
-    def send_many(self, keys: list[int | None], partition: int | None, size: int) -> None:
-        rows = [self.message(key, size, tombstone=False) for key in keys]
-        where = None if partition is None else partition % len(self.partitions)
-        delivery = self.producer.send_many(
-            self.topic, [value for _, value in rows], keys=[key for key, _ in rows], partition=where
-        )
+    @rule(count=st.integers(1, 20), seed=INDEXES)
+    def send(self, count: int, seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(count):
+            key, value = self.row(chance, most=300)
+            age_s = chance.choice([None, None, None, None, 0, 50, 1000, -50])
+            timestamp = None if age_s is None else self.clock.time_ms() - age_s * 1000
+            delivery = self.producer.send(NAME, value, key=key, partition=self.where(chance), timestamp=timestamp)
+            self.pending.append((delivery, [(key, value)], self.clock.time_ms()))
+
+    @rule(count=st.integers(1, 40), seed=INDEXES)
+    def send_many(self, count: int, seed: int) -> None:
+        chance = random.Random(seed)
+        rows = [self.row(chance, most=100) for _ in range(count)]
+        keys, sent = [key for key, _ in rows], [value for _, value in rows]
+        delivery = self.producer.send_many(self.topic, sent, keys=keys, partition=self.where(chance))
         self.pending.append((delivery, rows, self.clock.time_ms()))
 
     @rule()
@@ -434,7 +434,7 @@ def run(machine: type[LogMachine], share: int) -> None:
 
 
 def test_the_log_in_memory_is_what_the_model_says() -> None:
-    run(LogMachine, share=1)
+    run(LogMachine, share=2)
 
 
 def test_the_log_in_a_directory_is_what_the_model_says() -> None:
