@@ -11,7 +11,7 @@ and they are called with no lock of the bus held.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlite.config import ConsumerOptions
@@ -83,8 +83,8 @@ class Assignment:
         if self._group is not None:
             self.membership = Membership(self._engine, self._group, self._options, alone=True)
         self._topic_changes = self._engine.registry.changes
-        for partition in partitions:
-            self._add(partition, (None, None))
+        for partition, found in zip(partitions, self._committed(partitions), strict=True):
+            self._add(partition, (None, None), found)
 
     def let_go(self) -> None:
         """Read nothing; a member commits what it processed and leaves."""
@@ -132,14 +132,18 @@ class Assignment:
         self._drop(gone)
         new = [tp for tp in wanted if tp not in tracks]
         for tp in new:
-            self._add(wanted[tp], subscription.types(tp.topic), later=self._owner.is_open)
+            self._add(wanted[tp], subscription.types(tp.topic), None, later=self._owner.is_open)
         self._call("on_revoke", gone)
         self._call("on_assign", new)
 
-    def _add(self, partition: Partition, types: Any, *, later: bool = False) -> Track:
+    def _committed(self, partitions: Sequence[Partition]) -> Sequence[Position | None]:
+        if self.membership is None:
+            return [None] * len(partitions)
+        return self.membership.committed(partitions)
+
+    def _add(self, partition: Partition, types: Any, found: Position | None, *, later: bool = False) -> Track:
         """Read a partition from where the group is, or where `start` says; one that came `later` from its beginning."""
         track = Track(partition, 0, types)
-        found = self.membership.committed([partition])[0] if self.membership is not None else None
         if found is not None:
             track.committed = found.offset
             offset = cap_offset(partition, found.offset, found.epoch)
@@ -225,10 +229,10 @@ class Assignment:
         self.rebalance()
         self.handout.take_back()
         self.handout.polled.clear()
-        for track in list(self.fetcher):
-            types, ownership = (track.key, track.value), track.ownership
+        tracks = list(self.fetcher)
+        for track, found in zip(tracks, self._committed([track.partition for track in tracks]), strict=True):
             self.fetcher.drop(track.tp)
-            self._add(track.partition, types).ownership = ownership
+            self._add(track.partition, (track.key, track.value), found).ownership = track.ownership
 
     def _lose(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions that are another's already: nothing of them can be committed any more."""
@@ -254,10 +258,10 @@ class Assignment:
         new = [tp for tp in assigned if tp in known]
         if self._options.start != "earliest":
             self._settle_start(membership, {known[tp].topic.name for tp in new}, list(known.values()))
-        for tp in new:
+        for tp, found in zip(new, self._committed([known[tp] for tp in new]), strict=True):
             self._drop([tp])
             # Where the group begins has been settled; what it knows nothing of came later.
-            track = self._add(known[tp], subscription.types(tp.topic), later=True)
+            track = self._add(known[tp], subscription.types(tp.topic), found, later=True)
             track.ownership = assigned[tp]
         self._call("on_assign", new)
 

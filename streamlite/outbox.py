@@ -98,17 +98,21 @@ class Outbox:
         """Encode and append, holding `_draining`; what became of the batches goes to `settled`."""
         queues, keep = self._queues, self._options.on_delivery is not None
         while self._sealed:
-            batch = self._sealed.popleft()
+            # Taken off last: what a signal handler raises here must leave the batch where the next drain finds it.
+            batch = self._sealed[0]
             try:
-                outgoing = batch.encode(keep=keep)
+                outgoing = batch.encoded(keep=keep)
             except StreamliteError as error:
                 settled.append((batch, -1, error))
+                self._sealed.popleft()
                 continue
             queue = queues.get(batch.part.partition)
             if queue is None:
                 queue = queues[batch.part.partition] = deque()
             self._weigh(batch, outgoing)
-            queue.append((batch, outgoing))
+            if not queue or queue[-1][0] is not batch:
+                queue.append((batch, outgoing))
+            self._sealed.popleft()
         for partition in list(queues):
             self._append(partition, queues[partition], settled)
             if not queues[partition]:

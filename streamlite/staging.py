@@ -21,6 +21,7 @@ from streamlite.batch import Timestamps, encode_payload, timestamp_steps
 from streamlite.compression import codec
 from streamlite.config import TopicSettings
 from streamlite.delivery import Outcome, Sender
+from streamlite.errors import StreamliteError
 from streamlite.partition import Outgoing, Partition
 from streamlite.partitioner import partitioner
 from streamlite.registry import TopicState
@@ -44,12 +45,13 @@ _NEVER: Final = float("-inf")
 class Batch(Outcome):
     """An open or sealed batch of one partition; what became of it is asked of its `Outcome` side."""
 
-    __slots__ = ("charged", "items", "kept", "mixed", "part", "small", "tick")
+    __slots__ = ("_outgoing", "charged", "items", "kept", "mixed", "part", "small", "tick")
 
     def __init__(self, sender: Sender, part: Part) -> None:
         super().__init__(sender, part.partition.topic.name, part.partition.number)
         self.part = part
         self.items: list[tuple[Any, ...]] = []
+        self._outgoing: Outgoing | None = None
         self.kept: list[tuple[Any, ...]] = []
         """The items, where each is to be told of when it is settled."""
         self.mixed = False
@@ -71,8 +73,18 @@ class Batch(Outcome):
             return False
         return any(one is item for one in items[: self.count])
 
+    def encoded(self, *, keep: bool) -> Outgoing:
+        """The sealed batch as bytes, made once."""
+        if self._outgoing is None:
+            self._outgoing = self.encode(keep=keep)
+        return self._outgoing
+
+    def settle(self, base: int, error: StreamliteError | None) -> None:
+        self._outgoing = None
+        super().settle(base, error)
+
     def encode(self, *, keep: bool = False) -> Outgoing:
-        """The sealed batch as bytes; drops its items, or, with `keep`, puts them aside."""
+        """Make it; drops the items, or, with `keep`, puts them aside."""
         if keep:
             self.kept = self.items[: self.count]
         items, settings = self.items[: self.count], self.part.partition.topic.settings

@@ -1,0 +1,702 @@
+"""Receiving in an event loop: the sync consumer, its waits taken out and given to the loop.
+
+`_Steps` is the sync consumer with one difference: where it would sleep it says so and returns. Everything else, what
+"processed" means, commits, rebalances, is the sync one's. `AsyncConsumer` runs its calls as steps in the bus's pool, one
+at a time, and sleeps between them in the loop. What was published while it slept, and is small, is read in the loop's
+thread: it is in the page cache, since somebody has just written it.
+
+Cancelled, a call leaves its step alone: the next call waits until it is through, and what it took is taken back first.
+A sequence that would lose messages otherwise: a poll's step runs; the task is cancelled; the step marks what it found as
+handed out; the next poll counts that as processed, and a commit makes it so for ever.
+
+A callback runs in the loop, while the step that met its reason waits in its thread. What the callback asks of the
+consumer is done by that waiting thread (`_Visit`): it holds the consumer, so any other would wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from streamlite.aio.loop import Pool, Turn, busy, outcome, place
+from streamlite.config import ConsumerOptions
+from streamlite.consumer import Consumer
+from streamlite.counters import POSITION
+from streamlite.engine import Engine
+from streamlite.errors import ClosedError, ConfigError, TimeoutError
+from streamlite.fetcher import Track
+from streamlite.message import Columns, Message, TopicPartition
+
+__all__ = ["AsyncConsumer"]
+
+logger = logging.getLogger("streamlite")
+
+_TEND_S: Final = 0.05
+"""How often a member's loop looks up from a run of messages, as the sync one's ticker has it."""
+_NEAR_BYTES: Final = 128 << 10
+"""What is read in the loop's thread at most: 0.3 ms of reading, checking and decoding."""
+_NEAR_TRACKS: Final = 64
+"""Whose positions are noted before a sleep: beyond this, noting them costs more than it saves."""
+_LOST_LOOP_S: Final = 0.2
+
+R = TypeVar("R")
+Callback = Callable[..., Any]
+
+
+class _Visit:
+    """A callback under way in the loop: its thread waits, and does what the callback asks of the consumer."""
+
+    def __init__(self, consumer: AsyncConsumer) -> None:
+        self.consumer = consumer
+        self.over = False
+        self.task: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+        self._steps: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def submit(self, step: Callable[[], R]) -> Future[R]:
+        """Have the waiting thread do it."""
+        future: Future[R] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(step())
+            except BaseException as error:  # noqa: BLE001 - whoever awaits the step gets it
+                future.set_exception(error)
+
+        self._steps.put(run)
+        return future
+
+    def end(self, error: BaseException | None) -> None:
+        """The callback is through."""
+        self._error = error
+        self.over = True
+        self._steps.put(None)
+
+    def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: wait for the end, and raise what the callback raised."""
+        while True:
+            try:
+                step = self._steps.get(timeout=_LOST_LOOP_S)
+            except Empty:
+                if not loop.is_running():
+                    self.over = True
+                    raise ClosedError("the event loop stopped in the middle of a callback") from None
+                continue
+            if step is None:
+                break
+            step()
+        if self._error is not None:
+            raise self._error
+
+
+_visit: ContextVar[_Visit | None] = ContextVar("streamlite_visit", default=None)
+
+
+class _Steps(Consumer):
+    """The sync consumer, whose calls return where they would sleep."""
+
+    def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions) -> None:
+        super().__init__(engine, (), group, options)
+        self.place = self._waiter = place(self._ctx.bell)
+        self.is_open = False
+        self.asleep = False
+        """Whether the last call would have slept on; and then the longest that it may."""
+        self.pause: float | None = None
+        self.tend_at = 0.0
+        self.taken_back = True
+        self.inline = False
+        """Whether this call runs in the loop's thread, and must do nothing that takes the disk."""
+        self.given_up = False
+        """Whether the loop's thread closes this: no callback can run there meanwhile."""
+        self.visit: _Visit | None = None
+        self._positions: dict[Track, int] = {}
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closing or self._closed or self._ctx.closed
+
+    def check(self) -> None:
+        """`ClosedError`, `ForkedError`."""
+        self._check()
+
+    def join(self, topics: tuple[Any, ...]) -> None:
+        """Once: what the sync one does when it is made."""
+        with self._busy:
+            self._check()
+            self.place.prepare()
+            if topics:
+                self.subscribe(*topics)
+            self.is_open = True
+
+    def take_back(self) -> None:
+        """What the last poll handed out reached nobody."""
+        with self._busy:
+            self._handout.take_back_all()
+
+    def _sleep(self, deadline: float | None, ready: Callable[[], bool]) -> bool:
+        left = None if deadline is None else deadline - self._clock.monotonic()
+        if self.inline:
+            self.asleep = True
+            return False
+        if left is not None and left <= 0:
+            return super()._sleep(deadline, ready)
+        self._assignment.commit_processed()
+        self._ctx.hurry()
+        self._note_positions()
+        if ready():
+            return True
+        pause = self._pause()
+        self.pause = pause if left is None else left if pause is None else min(left, pause)
+        self.asleep = True
+        return False
+
+    def has_news(self) -> bool:
+        """Whether a step has something to do; from memory, and without waiting."""
+        if self._woken or self.closing or not self._busy.acquire(blocking=False):
+            return True
+        try:
+            # Of a bus that is only read, news is on the disk: its steps look for it.
+            return not self._ctx.read_only and self._has_news()
+        finally:
+            self._busy.release()
+
+    # -- reading in the loop's thread ---------------------------------------------------------------------------------
+
+    def _note_positions(self) -> None:
+        tracks = self._fetcher.tracks
+        few = len(tracks) <= _NEAR_TRACKS and not self._ctx.read_only
+        self._positions = {track: track.partition.slot.get(POSITION) for track in tracks.values()} if few else {}
+
+    def is_near(self) -> bool:
+        """Whether all there is to read was published since the last sleep, and is small; nothing else is to be done."""
+        positions, assignment = self._positions, self._assignment
+        if not positions or self.closing or self._failure is not None or assignment.moved():
+            return False
+        if assignment.membership is not None and self._clock.monotonic() >= self.tend_at:
+            return False
+        size = 0
+        for track in self._fetcher:
+            if track.queued:
+                grown = track.partition.slot.get(POSITION) - positions.get(track, 1 << 62)
+                if grown < 0:  # it rolled, or was not ours
+                    return False
+                size += grown
+        self._positions = {}
+        return 0 < size <= _NEAR_BYTES
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def next_run(self, timeout: float | None, *, anew: bool, through: bool) -> list[Message]:
+        """The next messages of one partition; `anew` for a new loop, `through` when the last ones are processed."""
+        found: list[Message] = []
+
+        def take(track: Track, room: int) -> int:
+            messages = track.messages(room)
+            if not messages:
+                return 0
+            found.extend(messages)
+            self._handout.begin_run(found, track)
+            return room
+
+        with self._busy:
+            if self._closed:
+                return []
+            if through:
+                self._handout.end_run()
+            if anew:
+                self._handout.take_back_all()
+            self._handout.take_back()
+            self._handout.count_polled()
+            self._collect(self._deadline(timeout), self._options.max_poll_messages, take, found)
+        return found
+
+    def holds(self, run: list[Message]) -> bool:
+        """Whether the run is still to be handed out."""
+        return self._handout.run is run
+
+    def hand(self, message: Message) -> Message:
+        """The loop gets this message of its run."""
+        self._handout.current = message
+        return message
+
+    def processed(self, message: Message) -> None:
+        """The loop asked for the next one."""
+        self._handout.resumed(message)
+
+    def must_tend(self) -> bool:
+        """Whether a member has gone on for long enough without looking up."""
+        return self._assignment.membership is not None and self._clock.monotonic() >= self.tend_at
+
+    def tend(self) -> None:
+        """Look up from a run: news of the group, commits that are due."""
+        with self._busy:
+            if not self.closing:
+                self._assignment.tend()
+
+    def assigned(self) -> set[TopicPartition]:
+        """One look of `wait_assigned`."""
+        with self._busy:
+            self._check()
+            self._assignment.tend()
+            if self._fetcher.tracks or self._stopped():
+                return set(self._fetcher.tracks)
+            self._sleep(None, self._has_news)
+            return set()
+
+    def tended(self) -> None:
+        """A step is through."""
+        self.tend_at = self._clock.monotonic() + min(_TEND_S, self._options.auto_commit_interval_ms / 1000)
+
+    # -- close --------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """From any thread. In the loop's own, a callback that is under way is left to itself: it can never end."""
+        visit = self.visit
+        if visit is not None and visit.consumer.in_loop():
+            self.given_up = True
+            visit.end(ClosedError("the bus was closed in the middle of a callback"))
+        super().close()
+
+
+class AsyncConsumer:
+    """`Consumer` for asyncio. Made by `Bus.async_consumer`; it joins at the first await.
+
+    One task at a time uses it; `wakeup` and `close` may come from any, `wakeup` from any thread too. What only looks
+    (`assignment`, `paused`) and `wakeup` are plain calls, everything else is awaited.
+    """
+
+    def __init__(self, engine: Engine, topics: tuple[Any, ...], group: str | None, options: ConsumerOptions) -> None:
+        self._ctx = engine.ctx
+        self._clock = engine.ctx.clock
+        self._topics = topics
+        self._pool = Pool.of(engine)
+        callbacks = {name: self._wrapped(getattr(options, name)) for name in ("on_assign", "on_revoke", "on_lost")}
+        self._steps = _Steps(engine, group, msgspec.structs.replace(options, **callbacks))
+        self.group = group
+        self._turn = Turn()
+        self._user: object | None = None
+        self._under_way: Future[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        engine.adopt(self._steps)
+
+    def __repr__(self) -> str:
+        return repr(self._steps).replace("<Consumer", "<AsyncConsumer", 1)
+
+    async def __aenter__(self) -> AsyncConsumer:
+        try:
+            with self._using():
+                await self._do(lambda: None)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """One task at a time, and what it calls back."""
+        self._steps.check()
+        if self._inside() is not None:
+            yield
+            return
+        if self._user is not None:
+            raise ConfigError(
+                "another task is inside a call of this consumer: one task at a time uses it; open one for each task, or "
+                "end the other's call with wakeup()"
+            )
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._user = object()
+        try:
+            yield
+        finally:
+            self._user = None
+
+    def _inside(self) -> _Visit | None:
+        visit = _visit.get()
+        return visit if visit is not None and visit.consumer is self and not visit.over else None
+
+    async def _do(self, call: Callable[..., R], *args: Any) -> R:
+        """Run a call as a step, after the one that a cancelled call left."""
+        step = partial(self._perform, partial(call, *args))
+        visit = self._inside()
+        if visit is not None:
+            return await outcome(visit.submit(step))
+        with busy(self._clock):
+            await self._settled()
+            future = self._under_way = self._pool.submit(step)
+            result = await outcome(future)
+        self._under_way = None
+        return result
+
+    async def _settled(self) -> None:
+        while (left := self._under_way) is not None:
+            try:
+                await outcome(left)
+            except asyncio.CancelledError:
+                if not left.done() or not isinstance(left.exception(), asyncio.CancelledError):
+                    raise
+            except Exception:  # noqa: BLE001 - it was for the call that was cancelled
+                pass
+            if self._under_way is left:
+                self._under_way = None
+
+    def _perform(self, call: Callable[[], R]) -> R:
+        """In a thread of the pool."""
+        steps = self._steps
+        if not steps.taken_back:
+            steps.taken_back = True
+            steps.take_back()
+        if not steps.is_open:
+            steps.join(self._topics)
+        result = call()
+        steps.tended()
+        return result
+
+    async def _ask(self, call: Callable[[float | None], list[R]], timeout: float | None) -> list[R]:
+        """Steps and sleeps until there are messages, the time is over, or somebody wakes this up."""
+        steps, clock = self._steps, self._clock
+        steps._deadline(timeout)
+        deadline: float | None = None
+        left = timeout
+        if self._turn.until <= monotonic():
+            await self._turn.give()
+        while True:
+            found = await self._look(call, left)
+            if found or not steps.asleep:
+                return found
+            if deadline is None and timeout is not None:
+                deadline = clock.monotonic() + timeout
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
+            pause = steps.pause if left is None else left if steps.pause is None else min(left, steps.pause)
+            await steps.place.sleep(steps.has_news, pause)
+            if steps.closing:
+                return []
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
+
+    async def _look(self, call: Callable[[float | None], list[R]], left: float | None) -> list[R]:
+        """One look for messages: in this thread where it only takes what was written just now, else as a step."""
+        steps = self._steps
+        if self._under_way is None and self._inside() is None and steps.taken_back and steps.is_near():
+            steps.inline, steps.asleep = True, False
+            try:
+                found = call(left)
+            finally:
+                steps.inline = False
+            if found:
+                return found
+
+        def step() -> list[R]:
+            steps.asleep = False
+            return call(left)
+
+        try:
+            return await self._do(step)
+        except asyncio.CancelledError:
+            # Whatever it found, or finds yet, nobody got.
+            steps.taken_back = False
+            raise
+
+    # -- subscription -------------------------------------------------------------------------------------------------
+
+    async def subscribe(
+        self,
+        *topics: Any,
+        on_assign: Callback | None = None,
+        on_revoke: Callback | None = None,
+        on_lost: Callback | None = None,
+    ) -> None:
+        """As `Consumer.subscribe`. The callbacks, functions or coroutine functions, run in the loop and get this consumer.
+
+        They run inside the call that finds the reason. A coroutine function may call the consumer.
+        """
+        given = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
+        wrapped = {name: self._wrapped(callback) for name, callback in given.items()}
+        with self._using():
+            await self._do(partial(self._steps.subscribe, *topics, **wrapped))
+
+    async def unsubscribe(self) -> None:
+        """Read nothing; a member of a group commits what it processed and leaves."""
+        with self._using():
+            await self._do(self._steps.unsubscribe)
+
+    async def assign(self, partitions: Any) -> None:
+        """Read these `TopicPartition`s, without sharing them with a group's members; replaces what was read."""
+        with self._using():
+            await self._do(self._steps.assign, partitions)
+
+    def assignment(self) -> set[TopicPartition]:
+        """The partitions that this consumer reads now; none before the first await."""
+        self._steps.check()
+        return set(self._steps._fetcher.tracks)
+
+    async def wait_assigned(self, timeout: float | None = None) -> set[TopicPartition]:
+        """Wait until there are partitions to read, and return them; `TimeoutError`."""
+        with self._using():
+            found = await self._ask(lambda _: [self._steps.assigned()] if not self._steps.closing else [], timeout)
+        if not found or not found[0]:
+            raise TimeoutError(
+                f"no partition was assigned within {timeout} s: other members of group {self.group!r} may hold them all"
+            )
+        return found[0]
+
+    # -- callbacks ----------------------------------------------------------------------------------------------------
+
+    def in_loop(self) -> bool:
+        """Whether this is the loop's thread."""
+        return threading.get_ident() == self._thread and self._loop is not None and self._loop.is_running()
+
+    def _wrapped(self, callback: Callback | None) -> Callback | None:
+        return callback and (lambda _, partitions: self._call_back(callback, partitions))
+
+    def _call_back(self, callback: Callback, partitions: list[TopicPartition]) -> None:
+        """In the thread of a step: run the callback in the loop, and wait for it."""
+        loop, steps = self._loop, self._steps
+        if loop is None or not loop.is_running() or steps.given_up or self.in_loop():
+            self._call_alone(callback, partitions)
+            return
+        visit = _Visit(self)
+        before, steps.visit = steps.visit, visit
+        try:
+            loop.call_soon_threadsafe(self._enter, visit, callback, partitions)
+            with self._pool.lent():
+                visit.serve(loop)
+        finally:
+            steps.visit = before
+
+    def _enter(self, visit: _Visit, callback: Callback, partitions: list[TopicPartition]) -> None:
+        async def run() -> None:
+            _visit.set(visit)
+            try:
+                result = callback(self, partitions)
+                if inspect.isawaitable(result):
+                    await result
+            except BaseException as error:  # noqa: BLE001 - the step raises it
+                visit.end(error)
+            else:
+                visit.end(None)
+
+        visit.task = asyncio.ensure_future(run())
+
+    def _call_alone(self, callback: Callback, partitions: list[TopicPartition]) -> None:
+        """The bus is being closed, in the loop's thread or after the loop's end: nothing can be awaited here."""
+        result = callback(self, partitions)
+        if not inspect.isawaitable(result):
+            return
+        if self.in_loop():
+            task = asyncio.ensure_future(result)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        if inspect.iscoroutine(result):
+            result.close()
+        logger.warning("no event loop runs %r for %s: close the consumer before the loop ends", callback, partitions)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    async def poll(self, timeout: float | None = 0.0, max_messages: int | None = None) -> list[Message]:
+        """The next messages, as `Consumer.poll`. Cancelled, it loses none: the next call hands out what it had found."""
+        with self._using():
+            return await self._ask(lambda left: self._steps.poll(left, max_messages), timeout)  # type: ignore[arg-type]
+
+    async def poll_columns(self, timeout: float | None = 0.0, max_messages: int | None = None) -> list[Columns]:
+        """As `poll`, but as columns of bytes: no messages are built, nothing decoded."""
+        with self._using():
+            return await self._ask(
+                lambda left: self._steps.poll_columns(left, max_messages),  # type: ignore[arg-type]
+                timeout,
+            )
+
+    def __aiter__(self) -> Messages:
+        return self.messages()
+
+    def messages(self, timeout: float | None = None) -> Messages:
+        """Messages one by one from the first unprocessed one on; ends `timeout` seconds after the last, or never.
+
+        A message is processed once the loop asks for the next: `break`, an exception and a cancellation while the loop
+        has it leave it unprocessed. `wakeup` and `close` end it too.
+        """
+        self._steps.check()
+        self._steps._deadline(timeout)
+        return Messages(self, timeout)
+
+    # -- offsets ------------------------------------------------------------------------------------------------------
+
+    async def commit(self, message_or_offsets: Message | Mapping[TopicPartition, int] | None = None) -> None:
+        """Commit, for the group: a message (its offset + 1), offsets, or `None`: all that was handed out.
+
+        As `Consumer.commit`. Cancelled, it may have been done or not.
+        """
+        with self._using():
+            await self._do(self._steps.commit, message_or_offsets)
+
+    async def committed(self, tp: TopicPartition) -> int | None:
+        """The group's committed offset of a partition, `None` where there is none."""
+        with self._using():
+            return await self._do(self._steps.committed, tp)
+
+    async def position(self, tp: TopicPartition) -> int:
+        """The offset of the next message that will be handed out."""
+        with self._using():
+            return await self._do(self._steps.position, tp)
+
+    async def epoch(self, tp: TopicPartition) -> int:
+        """What to keep beside a position in a store of one's own: `seek` takes it back."""
+        with self._using():
+            return await self._do(self._steps.epoch, tp)
+
+    async def seek(self, tp: TopicPartition, offset: int, epoch: int | None = None) -> None:
+        """Hand out `offset` next; with the `epoch` it was noted in, capped where a machine's stop took the log back."""
+        with self._using():
+            await self._do(self._steps.seek, tp, offset, epoch)
+
+    async def seek_to_beginning(self, *tps: TopicPartition) -> None:
+        """Go back to the first offset of these partitions, or of all assigned ones."""
+        with self._using():
+            await self._do(self._steps.seek_to_beginning, *tps)
+
+    async def seek_to_end(self, *tps: TopicPartition) -> None:
+        """Skip everything that is in these partitions, or in all assigned ones, now."""
+        with self._using():
+            await self._do(self._steps.seek_to_end, *tps)
+
+    async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, int | None]:
+        """For each partition the first offset with that timestamp (ms) or a later one; `None` when there is none."""
+        with self._using():
+            return await self._do(self._steps.offsets_for_times, times)
+
+    async def lag(self) -> dict[TopicPartition, int]:
+        """How many messages each assigned partition has from the position to its end."""
+        with self._using():
+            return await self._do(self._steps.lag)
+
+    async def beginning_offsets(self, tps: Any) -> dict[TopicPartition, int]:
+        """The first offset of each partition."""
+        with self._using():
+            return await self._do(self._steps.beginning_offsets, tps)
+
+    async def end_offsets(self, tps: Any) -> dict[TopicPartition, int]:
+        """The next offset of each partition."""
+        with self._using():
+            return await self._do(self._steps.end_offsets, tps)
+
+    # -- pause, wake up, close ----------------------------------------------------------------------------------------
+
+    async def pause(self, *tps: TopicPartition) -> None:
+        """Hand out nothing of these partitions until `resume`; they stay assigned."""
+        with self._using():
+            await self._do(self._steps.pause_partitions, *tps)
+
+    async def resume(self, *tps: TopicPartition) -> None:
+        """Hand out messages of these partitions again."""
+        with self._using():
+            await self._do(self._steps.resume, *tps)
+
+    def paused(self) -> set[TopicPartition]:
+        """The partitions that are paused."""
+        self._steps.check()
+        return {track.tp for track in list(self._steps._fetcher) if track.paused}
+
+    def wakeup(self) -> None:
+        """From any thread: the current or next call that may wait returns empty, the loop ends."""
+        self._steps.wakeup()
+
+    async def close(self) -> None:
+        """From any task: commit what is processed (with auto_commit), leave the group at once. Idempotent.
+
+        Another task's call that waits returns empty. Cancelled, the closing goes on by itself.
+        """
+        steps = self._steps
+        if self._ctx.forked or steps._closed:
+            return
+        if self._loop is None:
+            self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        steps._closing = True
+        steps.place.ring()
+        visit = self._inside()
+        if visit is not None:
+            await outcome(visit.submit(steps.close))
+            return
+        with busy(self._clock):
+            await self._settled()
+            try:
+                future = self._pool.submit(steps.close)
+            except ClosedError:
+                return  # closing the bus has closed it
+            await outcome(future)
+
+
+class Messages:
+    """The messages of one `async for`. A cancelled `anext` may be asked again."""
+
+    def __init__(self, consumer: AsyncConsumer, timeout: float | None) -> None:
+        self._consumer = consumer
+        self._steps = consumer._steps
+        self._handout = self._steps._handout
+        self._turn = consumer._turn
+        self._timeout = timeout
+        self._run: list[Message] = []
+        self._next = 0
+        self._anew = True
+        self._ended = False
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Message:
+        run, at = self._run, self._next
+        # The short way, in memory: every other message of a run.
+        if self._handout.run is run and at < len(run) and monotonic() < self._turn.until and not self._consumer._user:
+            self._next = at + 1
+            message = self._handout.current = run[at]
+            return message
+        if self._ended:
+            raise StopAsyncIteration
+        if self._steps.closing and not self._anew:
+            self._ended = True
+            raise StopAsyncIteration
+        with self._consumer._using():
+            return await self._long_way()
+
+    async def _long_way(self) -> Message:
+        steps, run, at = self._steps, self._run, self._next
+        if at:
+            steps.processed(run[at - 1])
+        if self._turn.until <= monotonic():
+            await self._turn.give()
+        if steps.holds(run) and at < len(run) and steps.must_tend():
+            await self._consumer._do(steps.tend)
+        if not (steps.holds(run) and at < len(run)):
+            run, at = await self._another(), 0
+        self._next = at + 1
+        return steps.hand(run[at])
+
+    async def _another(self) -> list[Message]:
+        steps, consumed = self._steps, self._run
+        anew = self._anew
+        through = not anew and steps.holds(consumed)
+        run = await self._consumer._ask(lambda left: steps.next_run(left, anew=anew, through=through), self._timeout)
+        self._anew = False
+        if not run:
+            self._ended = True
+            raise StopAsyncIteration
+        self._run = run
+        return run
