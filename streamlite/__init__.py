@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from streamlite import errors
 from streamlite.bus import Bus, open
 from streamlite.consumer import Consumer
@@ -35,7 +37,12 @@ from streamlite.message import Columns, GroupDescription, GroupMember, Message, 
 from streamlite.producer import Producer
 from streamlite.topic import Topic
 
+if TYPE_CHECKING:
+    from streamlite.aio import AsyncConsumer, AsyncProducer
+
 __all__ = [
+    "AsyncConsumer",
+    "AsyncProducer",
     "BufferFullError",
     "Bus",
     "ClosedError",
@@ -70,3 +77,12 @@ __all__ = [
     "errors",
     "open",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load the classes for asyncio when they are asked for."""
+    if name in ("AsyncConsumer", "AsyncProducer"):
+        from streamlite import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

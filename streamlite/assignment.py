@@ -56,6 +56,7 @@ class Assignment:
         self._look_at = 0.0
         self._topic_changes = -1
         self._rejoin = False
+        self._failed: list[Exception] = []  # what callbacks raised, until everything else is done
 
     # -- what to read -------------------------------------------------------------------------------------------------
 
@@ -90,16 +91,19 @@ class Assignment:
         """Read nothing; a member commits what it processed and leaves."""
         self.handout.take_back()
         self.handout.polled.clear()
-        membership, self.membership = self.membership, None
+        membership = self.membership
         try:
             if membership is not None:
                 self._commit_processed(membership)
                 self._call("on_revoke", list(self.fetcher.tracks))
         finally:
+            self.membership = None
+            self._rejoin = False
             if membership is not None:
                 membership.leave()
             self.fetcher.clear()
             self._subscription = None
+        self._raise_failed()
 
     def partition(self, tp: Any) -> Partition:
         """The partition that `tp` names; `UnknownTopicError`, `ConfigError`."""
@@ -135,6 +139,7 @@ class Assignment:
             self._add(wanted[tp], subscription.types(tp.topic), None, later=self._owner.is_open)
         self._call("on_revoke", gone)
         self._call("on_assign", new)
+        self._raise_failed()
 
     def _committed(self, partitions: Sequence[Partition]) -> Sequence[Position | None]:
         if self.membership is None:
@@ -221,7 +226,8 @@ class Assignment:
             if news.assigned:
                 self._take_over(membership, news.assigned)
             if not news.revoked:
-                return
+                break
+        self._raise_failed()
 
     def _join_again(self) -> None:
         """After a refused commit: every partition goes on from its committed offset."""
@@ -275,9 +281,18 @@ class Assignment:
             membership.begin(chosen, self._start)
 
     def _call(self, name: str, partitions: Collection[TopicPartition]) -> None:
+        """Call the application; what it raises waits until partitions and group are in order again."""
         callback = self._callbacks.get(name)
         if callback is not None and partitions:
-            callback(self._owner, sorted(partitions))
+            try:
+                callback(self._owner, sorted(partitions))
+            except Exception as error:  # noqa: BLE001 - raised by _raise_failed
+                self._failed.append(error)
+
+    def _raise_failed(self) -> None:
+        failed, self._failed = self._failed, []
+        if failed:
+            raise failed[0]
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
@@ -289,8 +304,8 @@ class Assignment:
         if membership is None:
             raise ConfigError("a commit needs partitions: subscribe to topics first")
         if given is None:
-            self.handout.mark_all()
-            noted = {track.tp: self._noted(track) for track in self.fetcher if track.processed != track.noted}
+            reached = [(track, self.handout.position(track)) for track in self.fetcher]
+            noted = {track.tp: self._noted(track, offset) for track, offset in reached if offset != track.noted}
         else:
             noted = self._given(given)
         try:
@@ -321,8 +336,8 @@ class Assignment:
             noted[partition.tp] = Position(partition.topic.incarnation, offset, self._engine.ctx.epoch)
         return noted
 
-    def _noted(self, track: Track) -> Position:
-        return Position(track.partition.topic.incarnation, track.processed, self._engine.ctx.epoch)
+    def _noted(self, track: Track, offset: int) -> Position:
+        return Position(track.partition.topic.incarnation, offset, self._engine.ctx.epoch)
 
     def _commit(self, membership: Membership, noted: dict[TopicPartition, Position]) -> None:
         if not noted:
@@ -342,19 +357,20 @@ class Assignment:
             self._commit_processed(self.membership)
 
     def _commit_processed(self, membership: Membership, only: Collection[TopicPartition] | None = None) -> None:
-        if not self._options.auto_commit:
+        if not self._options.auto_commit or self._rejoin:
             return
         self.handout.note()
         wanted = [t for t in self.fetcher if t.processed != t.noted and (only is None or t.tp in only)]
         if not wanted:
             return
         try:
-            self._commit(membership, {track.tp: self._noted(track) for track in wanted})
+            self._commit(membership, {track.tp: self._noted(track, track.processed) for track in wanted})
         except FencedError as error:
             logger.warning("%s", error)
             lost = membership.lost_of({track.tp: track.ownership for track in wanted})
             self._lose(lost)
-            self._commit(membership, {track.tp: self._noted(track) for track in wanted if track.tp not in lost})
+            kept = {track.tp: self._noted(track, track.processed) for track in wanted if track.tp not in lost}
+            self._commit(membership, kept)
 
 
 def check_offset(offset: Any) -> None:

@@ -203,13 +203,26 @@ class Bus:
         self._engine.adopt(consumer)
         return consumer
 
-    def async_producer(self, **options: Any) -> Any:
-        """Not in this release."""
-        raise UnsupportedError("asyncio producers are not in this release of streamlite; `await delivery` works")
+    def async_producer(self, **options: Any) -> AsyncProducer:
+        """An `AsyncProducer`, for asyncio; the options are those of `producer`."""
+        from streamlite.aio import AsyncProducer
 
-    def async_consumer(self, *topics: Any, group: str | None = None, **options: Any) -> Any:
-        """Not in this release."""
-        raise UnsupportedError("asyncio consumers are not in this release of streamlite")
+        checked = producer_options(options)
+        self._engine.ctx.check_writable()
+        if checked.name is not None:
+            raise UnsupportedError("named producers are not in this release of streamlite; leave name out")
+        return AsyncProducer(self._engine, checked)
+
+    def async_consumer(self, *topics: Any, group: str | None = None, **options: Any) -> AsyncConsumer:
+        """An `AsyncConsumer`, for asyncio, which joins at the first await; the options are those of `consumer`."""
+        from streamlite.aio import AsyncConsumer
+
+        checked = consumer_options(options)
+        self._engine.ctx.check()
+        if group is not None:
+            check_name(group, "group")
+            self._engine.ctx.check_writable_for("a group commits offsets")
+        return AsyncConsumer(self._engine, topics, group, checked)
 
     # -- groups -------------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class Consumer:
         self._busy = threading.RLock()
         self._woken = False
         self._closing = False
+        self._leaving = False
         self._closed = False
         self._failure: StreamliteError | None = None  # met after messages were found: raised by the next call
         self._assignment = Assignment(engine, group, options, self)
@@ -455,12 +456,13 @@ class Consumer:
         self._closing = True
         self._waiter.ring()
         with self._busy:
-            if self._closed:
-                return
-            self._closed = True
+            if self._closed or self._leaving:
+                return  # the second call may come from a callback of the first
+            self._leaving = True
             try:
                 self._assignment.let_go()
             finally:
+                self._closed = True
                 self._waiter.close()
                 self._engine.forget(self)
 

@@ -153,7 +153,7 @@ class GroupFiles:
     def settled(self) -> GroupState:
         """Under the lock: take out who died, hangs, or was away too long."""
         state = self.load()
-        now_ms = self._ctx.clock.time_ms()
+        now_ms = self.now_ms()
         for member, found in list(state.members.items()):
             if not found.dead and self.is_dead(member):
                 state = self.apply(states.Died(member=member, now_ms=now_ms))
@@ -172,7 +172,7 @@ class GroupFiles:
         """Whether `settled` would find something, without the lock: to be asked often."""
         state = self._state
         deadline = states.next_deadline_ms(state)
-        if deadline is not None and deadline <= self._ctx.clock.time_ms():
+        if deadline is not None and deadline <= self.now_ms():
             return True
         others = [one for one, found in state.members.items() if one != me and not found.dead]
         return any(self.is_dead(one) or self.hangs(one) for one in others)

@@ -65,13 +65,6 @@ class Handout:
         if self.run_track is not None and self.current is not None:
             self.run_track.processed = self.current.offset
 
-    def mark_all(self) -> None:
-        """Everything that was handed out is processed."""
-        self.count_polled()
-        if self.run_track is not None and self.current is not None:
-            self.run_track.processed = self.current.offset + 1
-            self.current = None
-
     def mark(self, track: Track, offset: int) -> None:
         """Everything of a partition before `offset` is processed, as far as it was handed out."""
         self.note()

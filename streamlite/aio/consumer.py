@@ -43,8 +43,6 @@ __all__ = ["AsyncConsumer"]
 
 logger = logging.getLogger("streamlite")
 
-_TEND_S: Final = 0.05
-"""How often a member's loop looks up from a run of messages, as the sync one's ticker has it."""
 _NEAR_BYTES: Final = 128 << 10
 """What is read in the loop's thread at most: 0.3 ms of reading, checking and decoding."""
 _NEAR_TRACKS: Final = 64
@@ -107,15 +105,14 @@ _visit: ContextVar[_Visit | None] = ContextVar("streamlite_visit", default=None)
 class _Steps(Consumer):
     """The sync consumer, whose calls return where they would sleep."""
 
-    def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions) -> None:
+    def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions, owner: AsyncConsumer) -> None:
         super().__init__(engine, (), group, options)
+        self.owner = owner
         self.place = self._waiter = place(self._ctx.bell)
         self.is_open = False
         self.asleep = False
         """Whether the last call would have slept on; and then the longest that it may."""
-        self.pause: float | None = None
-        self.tend_at = 0.0
-        self.taken_back = True
+        self.longest: float | None = None
         self.inline = False
         """Whether this call runs in the loop's thread, and must do nothing that takes the disk."""
         self.given_up = False
@@ -131,6 +128,10 @@ class _Steps(Consumer):
     def check(self) -> None:
         """`ClosedError`, `ForkedError`."""
         self._check()
+
+    def deadline(self, timeout: float | None) -> float | None:
+        """When `timeout` will be over; `ConfigError` for what is none."""
+        return self._deadline(timeout)
 
     def join(self, topics: tuple[Any, ...]) -> None:
         """Once: what the sync one does when it is made."""
@@ -159,7 +160,7 @@ class _Steps(Consumer):
         if ready():
             return True
         pause = self._pause()
-        self.pause = pause if left is None else left if pause is None else min(left, pause)
+        self.longest = pause if left is None else left if pause is None else min(left, pause)
         self.asleep = True
         return False
 
@@ -185,7 +186,7 @@ class _Steps(Consumer):
         positions, assignment = self._positions, self._assignment
         if not positions or self.closing or self._failure is not None or assignment.moved():
             return False
-        if assignment.membership is not None and self._clock.monotonic() >= self.tend_at:
+        if self.must_tend():
             return False
         size = 0
         for track in self._fetcher:
@@ -237,8 +238,11 @@ class _Steps(Consumer):
         self._handout.resumed(message)
 
     def must_tend(self) -> bool:
-        """Whether a member has gone on for long enough without looking up."""
-        return self._assignment.membership is not None and self._clock.monotonic() >= self.tend_at
+        """Whether a member has something to do that may take the group's lock or the disk."""
+        own = self._assignment
+        if own.membership is None:
+            return False
+        return own._rejoin or self._clock.monotonic() >= min(own._look_at, own._commit_at)
 
     def tend(self) -> None:
         """Look up from a run: news of the group, commits that are due."""
@@ -246,28 +250,26 @@ class _Steps(Consumer):
             if not self.closing:
                 self._assignment.tend()
 
-    def assigned(self) -> set[TopicPartition]:
-        """One look of `wait_assigned`."""
+    def assigned(self, timeout: float | None) -> list[set[TopicPartition]]:
+        """What `wait_assigned` waits for, where it is there."""
         with self._busy:
             self._check()
+            deadline = self._deadline(timeout)
             self._assignment.tend()
-            if self._fetcher.tracks or self._stopped():
-                return set(self._fetcher.tracks)
-            self._sleep(None, self._has_news)
-            return set()
-
-    def tended(self) -> None:
-        """A step is through."""
-        self.tend_at = self._clock.monotonic() + min(_TEND_S, self._options.auto_commit_interval_ms / 1000)
+            while not self._fetcher.tracks:
+                if self._stopped() or not self._sleep(deadline, self._assignment.moved):
+                    return []
+                self._assignment.tend()
+            return [set(self._fetcher.tracks)]
 
     # -- close --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """From any thread. In the loop's own, a callback that is under way is left to itself: it can never end."""
-        visit = self.visit
-        if visit is not None and visit.consumer.in_loop():
+        if self.owner.in_loop():
             self.given_up = True
-            visit.end(ClosedError("the bus was closed in the middle of a callback"))
+            if self.visit is not None:
+                self.visit.end(ClosedError("the bus was closed in the middle of a callback"))
         super().close()
 
 
@@ -284,11 +286,13 @@ class AsyncConsumer:
         self._topics = topics
         self._pool = Pool.of(engine)
         callbacks = {name: self._wrapped(getattr(options, name)) for name in ("on_assign", "on_revoke", "on_lost")}
-        self._steps = _Steps(engine, group, msgspec.structs.replace(options, **callbacks))
+        self._steps = _Steps(engine, group, msgspec.structs.replace(options, **callbacks), self)
         self.group = group
         self._turn = Turn()
         self._user: object | None = None
         self._under_way: Future[Any] | None = None
+        self._swallowed = False
+        """Whether the step that a cancelled call left hands out messages, which nobody gets."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -334,16 +338,20 @@ class AsyncConsumer:
         visit = _visit.get()
         return visit if visit is not None and visit.consumer is self and not visit.over else None
 
-    async def _do(self, call: Callable[..., R], *args: Any) -> R:
+    async def _do(self, call: Callable[..., R], *args: Any, hands_out: bool = False) -> R:
         """Run a call as a step, after the one that a cancelled call left."""
-        step = partial(self._perform, partial(call, *args))
         visit = self._inside()
         if visit is not None:
-            return await outcome(visit.submit(step))
+            return await outcome(visit.submit(partial(self._perform, partial(call, *args), False)))
         with busy(self._clock):
             await self._settled()
-            future = self._under_way = self._pool.submit(step)
-            result = await outcome(future)
+            swallowed, self._swallowed = self._swallowed, False
+            future = self._under_way = self._pool.submit(partial(self._perform, partial(call, *args), swallowed))
+            try:
+                result = await outcome(future)
+            except asyncio.CancelledError:
+                self._swallowed = hands_out
+                raise
         self._under_way = None
         return result
 
@@ -359,44 +367,45 @@ class AsyncConsumer:
             if self._under_way is left:
                 self._under_way = None
 
-    def _perform(self, call: Callable[[], R]) -> R:
+    def _perform(self, call: Callable[[], R], swallowed: bool) -> R:
         """In a thread of the pool."""
         steps = self._steps
-        if not steps.taken_back:
-            steps.taken_back = True
+        if swallowed:
             steps.take_back()
         if not steps.is_open:
             steps.join(self._topics)
-        result = call()
-        steps.tended()
-        return result
+        return call()
 
-    async def _ask(self, call: Callable[[float | None], list[R]], timeout: float | None) -> list[R]:
-        """Steps and sleeps until there are messages, the time is over, or somebody wakes this up."""
+    async def _ask(
+        self, call: Callable[[float | None], list[R]], timeout: float | None, *, near: bool = True
+    ) -> list[R]:
+        """Steps and sleeps until there are messages, the time is over, or somebody wakes this up.
+
+        `near`: whether the call may be made in the loop's thread, for what was written just now.
+        """
         steps, clock = self._steps, self._clock
-        steps._deadline(timeout)
-        deadline: float | None = None
-        left = timeout
+        left, deadline = timeout, steps.deadline(timeout)
         if self._turn.until <= monotonic():
             await self._turn.give()
         while True:
-            found = await self._look(call, left)
+            found = await self._look(call, left, near=near)
             if found or not steps.asleep:
                 return found
-            if deadline is None and timeout is not None:
-                deadline = clock.monotonic() + timeout
-            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
-            pause = steps.pause if left is None else left if steps.pause is None else min(left, steps.pause)
-            await steps.place.sleep(steps.has_news, pause)
+            longest = steps.longest
+            if deadline is not None:
+                left = max(0.0, deadline - clock.monotonic())
+                longest = left if longest is None else min(left, longest)
+            await steps.place.sleep(steps.has_news, longest)
             if steps.closing:
                 return []
             left = None if deadline is None else max(0.0, deadline - clock.monotonic())
 
-    async def _look(self, call: Callable[[float | None], list[R]], left: float | None) -> list[R]:
+    async def _look(self, call: Callable[[float | None], list[R]], left: float | None, *, near: bool) -> list[R]:
         """One look for messages: in this thread where it only takes what was written just now, else as a step."""
         steps = self._steps
-        if self._under_way is None and self._inside() is None and steps.taken_back and steps.is_near():
-            steps.inline, steps.asleep = True, False
+        steps.asleep = False
+        if near and self._under_way is None and self._inside() is None and steps.is_near():
+            steps.inline = True
             try:
                 found = call(left)
             finally:
@@ -405,15 +414,10 @@ class AsyncConsumer:
                 return found
 
         def step() -> list[R]:
-            steps.asleep = False
+            steps.asleep = False  # whatever a step that was left behind has said
             return call(left)
 
-        try:
-            return await self._do(step)
-        except asyncio.CancelledError:
-            # Whatever it found, or finds yet, nobody got.
-            steps.taken_back = False
-            raise
+        return await self._do(step, hands_out=True)
 
     # -- subscription -------------------------------------------------------------------------------------------------
 
@@ -451,8 +455,8 @@ class AsyncConsumer:
     async def wait_assigned(self, timeout: float | None = None) -> set[TopicPartition]:
         """Wait until there are partitions to read, and return them; `TimeoutError`."""
         with self._using():
-            found = await self._ask(lambda _: [self._steps.assigned()] if not self._steps.closing else [], timeout)
-        if not found or not found[0]:
+            found = await self._ask(self._steps.assigned, timeout, near=False)
+        if not found:
             raise TimeoutError(
                 f"no partition was assigned within {timeout} s: other members of group {self.group!r} may hold them all"
             )
@@ -535,7 +539,7 @@ class AsyncConsumer:
         has it leave it unprocessed. `wakeup` and `close` end it too.
         """
         self._steps.check()
-        self._steps._deadline(timeout)
+        self._steps.deadline(timeout)
         return Messages(self, timeout)
 
     # -- offsets ------------------------------------------------------------------------------------------------------
@@ -603,7 +607,7 @@ class AsyncConsumer:
     async def pause(self, *tps: TopicPartition) -> None:
         """Hand out nothing of these partitions until `resume`; they stay assigned."""
         with self._using():
-            await self._do(self._steps.pause_partitions, *tps)
+            await self._do(self._steps.pause, *tps)
 
     async def resume(self, *tps: TopicPartition) -> None:
         """Hand out messages of these partitions again."""

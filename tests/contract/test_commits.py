@@ -160,6 +160,17 @@ def test_nothing_is_committed_that_was_not_processed(bus: Bus, clock: VirtualClo
     assert committed(bus, "t", "g") == 39
 
 
+def test_who_processed_nothing_commits_nothing(bus: Bus) -> None:
+    filled(bus, partitions=2).truncate_before(1, 3)
+    with bus.consumer("t", group="g"):
+        pass
+    assert [committed(bus, "t", "g", partition) for partition in (0, 1)] == [None, None]
+    with bus.consumer("t", group="g") as consumer:
+        consumer.seek(TP, 7)
+        assert consumer.poll(timeout=1, max_messages=1)
+    assert [committed(bus, "t", "g", partition) for partition in (0, 1)] == [None, None]
+
+
 # --- when ---------------------------------------------------------------------------------------------------------
 
 
