@@ -44,7 +44,8 @@ def main(directory: str) -> None:
     """Start the workers, and read what they log while they do."""
     with streamlite.open(directory) as bus, bus.consumer(bus.topic("logs", key=str, value=str)) as consumer:
         spawn = multiprocessing.get_context("spawn")
-        for process in [spawn.Process(target=work, args=(directory,)) for _ in range(WORKERS)]:
+        processes = [spawn.Process(target=work, args=(directory,)) for _ in range(WORKERS)]
+        for process in processes:
             process.start()
         steps, levels = Counter[str](), Counter[bytes | None]()
         while levels.total() < WORKERS * RECORDS:
@@ -52,6 +53,8 @@ def main(directory: str) -> None:
                 assert message.value == f"step {steps[message.key]}", "a process's records are in order"
                 steps[message.key] += 1
                 levels[dict(message.headers)["level"]] += 1
+        for process in processes:
+            process.join()
         assert levels == {b"INFO": WORKERS * (RECORDS - 4), b"WARNING": WORKERS * 4}
         print(f"{levels.total()} records of {len(steps)} processes, none lost, all in order")
 

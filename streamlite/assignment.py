@@ -105,6 +105,13 @@ class Assignment:
             self._subscription = None
         self._raise_failed()
 
+    def abandon(self) -> None:
+        """Leave the group, if it is a member's, without a word to the application."""
+        membership, self.membership = self.membership, None
+        self.fetcher.clear()
+        if membership is not None:
+            membership.leave()
+
     def partition(self, tp: Any) -> Partition:
         """The partition that `tp` names; `UnknownTopicError`, `ConfigError`."""
         try:

@@ -6,7 +6,7 @@ A façade: each method checks its arguments and passes them on. What a bus opene
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamlite.clock import as_clock
 from streamlite.config import (
@@ -22,14 +22,17 @@ from streamlite.config import (
     producer_options,
 )
 from streamlite.engine import Engine
-from streamlite.errors import ConfigError, TopicExistsError, UnsupportedError
+from streamlite.errors import ConfigError, TopicExistsError, UnsupportedError, not_picklable
 from streamlite.message import GroupDescription
 from streamlite.registry import TopicState
 from streamlite.serde import serde
 from streamlite.topic import Topic
 
 if TYPE_CHECKING:
+    from streamlite.aio import AsyncConsumer, AsyncProducer
+    from streamlite.consumer import Consumer
     from streamlite.groups import GroupAdmin
+    from streamlite.producer import Producer
 
 __all__ = ["Bus", "open"]
 
@@ -93,6 +96,9 @@ class Bus:
         ctx = self._engine.ctx
         state = "closed" if ctx.closed else "read only" if ctx.read_only else f"sync={ctx.sync!r}"
         return f"<Bus {ctx.files.root}: {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable("bus")
 
     def __enter__(self) -> Bus:
         return self
@@ -178,7 +184,7 @@ class Bus:
 
     # -- producers and consumers --------------------------------------------------------------------------------------
 
-    def producer(self, **options: Any) -> Any:
+    def producer(self, **options: Any) -> Producer:
         """A `Producer`; options in docs/configuration.md."""
         from streamlite.producer import Producer
 
@@ -190,7 +196,7 @@ class Bus:
         self._engine.adopt(producer)
         return producer
 
-    def consumer(self, *topics: Any, group: str | None = None, **options: Any) -> Any:
+    def consumer(self, *topics: Any, group: str | None = None, **options: Any) -> Consumer:
         """A `Consumer` of these topics (names, `Topic`s, compiled patterns), alone or in a group."""
         from streamlite.consumer import Consumer
 

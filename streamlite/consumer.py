@@ -13,12 +13,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from streamlite.assignment import LOOK_FOR_MEMBERS_S, Assignment, check_offset
+from streamlite.clock import SystemClock
 from streamlite.config import ConsumerOptions
 from streamlite.engine import Engine
-from streamlite.errors import ClosedError, ConfigError, OffsetOutOfRangeError, StreamliteError, TimeoutError
+from streamlite.errors import (
+    ClosedError,
+    ConfigError,
+    OffsetOutOfRangeError,
+    StreamliteError,
+    TimeoutError,
+    not_picklable,
+)
 from streamlite.fetcher import Track
 from streamlite.handout import TICK
 from streamlite.message import Columns, Message, TopicPartition
@@ -53,7 +61,13 @@ class Consumer:
         self._fetcher = self._assignment.fetcher
         self._handout = self._assignment.handout
         if topics:
-            self.subscribe(*topics, on_assign=options.on_assign, on_revoke=options.on_revoke, on_lost=options.on_lost)
+            try:
+                self.subscribe(
+                    *topics, on_assign=options.on_assign, on_revoke=options.on_revoke, on_lost=options.on_lost
+                )
+            except BaseException:
+                self._assignment.abandon()  # nobody gets this consumer: it must not stay a member
+                raise
         self.is_open = True
 
     def __repr__(self) -> str:
@@ -224,7 +238,8 @@ class Consumer:
             return LOOK_FOR_MEMBERS_S if self._engine.shared else max(LOOK_FOR_MEMBERS_S, patience)
         if self._ctx.read_only:
             return _FOLLOW_S
-        return LOOK_AGAIN_S if self._engine.shared else None
+        # In memory nobody else publishes, but a signal handler may ring in the moment before the sleep.
+        return LOOK_AGAIN_S if isinstance(self._clock, SystemClock) else None
 
     def _deadline(self, timeout: float | None) -> float | None:
         if timeout is None:
@@ -465,6 +480,9 @@ class Consumer:
                 self._closed = True
                 self._waiter.close()
                 self._engine.forget(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable("consumer")
 
     def __enter__(self) -> Consumer:
         return self

@@ -135,6 +135,11 @@ class CorruptionError(StreamliteError):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+def not_picklable(what: str) -> UnsupportedError:
+    """What pickling a handle raises, for instance in passing it to a process that is spawned."""
+    return UnsupportedError(f"a {what} belongs to the process that opened it: open the bus again in the other process")
+
+
 def _rebuild(kind: type[StreamliteError], args: tuple[Any, ...], attributes: dict[str, Any]) -> StreamliteError:
     error = kind.__new__(kind)
     error.args = args

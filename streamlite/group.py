@@ -160,7 +160,10 @@ class GroupFiles:
                 self.remove_member(member)
             elif not found.dead and self.hangs(member):
                 logger.warning(
-                    "group %r: put out %s (process %d), which asks for no messages", self.name, member, found.pid
+                    "group %r: put out %s (process %d), which asks for no messages",
+                    self.name,
+                    found.name or member,
+                    found.pid,
                 )
                 state = self.apply(states.Expired(member=member))
         deadline = states.next_deadline_ms(state)
@@ -234,7 +237,7 @@ class GroupFiles:
         live = [found.pid for found in state.members.values() if not found.dead]
         if live:
             raise GroupActiveError(
-                f"cannot {what} group {self.name!r}: it has {len(live)} live members (processes "
+                f"cannot {what} group {self.name!r} while it has live members (in processes "
                 f"{', '.join(map(str, live[:5]))}): close them first"
             )
 

@@ -32,7 +32,7 @@ class GroupAdmin:
     def _require(self, name: str) -> None:
         if name not in self.names():
             known = ", ".join(map(repr, self.names()[:5])) or "none"
-            raise UnknownGroupError(f"there is no group {name!r} on {self._engine.ctx.files.root}; there is {known}")
+            raise UnknownGroupError(f"there is no group {name!r} on {self._engine.ctx.files.root}, which has {known}")
 
     def describe(self, name: str) -> GroupDescription:
         """The group at this moment."""

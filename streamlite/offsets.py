@@ -67,7 +67,7 @@ class Offsets:
         if self._cursor is None or self._cursor.partition is not partition:
             self._groups.clear()
             self._cursor = Cursor(partition, partition.start())
-        for batch in self._cursor.batches(partition.end()):
+        for batch in self._cursor.batches(partition.settled_end()):
             for key, value in zip(batch.keys, batch.values, strict=True):
                 if key is not None:
                     self._apply(_decode_key(key), value)

@@ -48,7 +48,14 @@ from streamlite.counters import (
     from_word,
     to_word,
 )
-from streamlite.errors import CorruptionError, OffsetOutOfRangeError, StorageError, StreamliteError, UnknownTopicError
+from streamlite.errors import (
+    CorruptionError,
+    LockTimeoutError,
+    OffsetOutOfRangeError,
+    StorageError,
+    StreamliteError,
+    UnknownTopicError,
+)
 from streamlite.files import FileLock, MissingFile
 from streamlite.format import (
     ENCODING_NATIVE,
@@ -73,6 +80,7 @@ __all__ = ["Appended", "Outgoing", "Partition", "TopicInfo"]
 logger = logging.getLogger("streamlite")
 
 _START_FILE = "start"
+_SETTLE_S = 1.0
 
 
 class TopicInfo:
@@ -143,6 +151,20 @@ class Partition:
         if self.slot.get(FLAGS):
             self.look()
         return self.slot.end
+
+    def settled_end(self) -> int:
+        """As `end`, but what a dead writer left is waited for, if somebody else is just finishing it.
+
+        For whoever asks what is in the log; a live writer holds the lock for microseconds. One that was stopped in the
+        middle of an append delays the answer by `_SETTLE_S`, and no more: what it has not published does not count.
+        """
+        if self.slot.get(FLAGS) & WRITING and not self.ctx.read_only:
+            try:
+                self.lock(min(_SETTLE_S, self.ctx.lock_timeout))
+            except LockTimeoutError:
+                return self.end()
+            self.unlock()
+        return self.end()
 
     def start(self) -> int:
         """The first offset of the log."""

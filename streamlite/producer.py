@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from streamlite.clock import SystemClock
 from streamlite.config import ProducerOptions
@@ -31,6 +31,7 @@ from streamlite.errors import (
     MessageTooLargeError,
     TimeoutError,
     UnsupportedError,
+    not_picklable,
 )
 from streamlite.outbox import Outbox
 from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
@@ -476,6 +477,9 @@ class Producer:
         self._ctx.senders = tuple(sender for sender in self._ctx.senders if sender is not self)
         self._engine.forget(self)
         self._outbox.raise_unseen()
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable("producer")
 
     def __enter__(self) -> Producer:
         return self

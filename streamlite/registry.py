@@ -127,7 +127,7 @@ class Registry:
         if not names:
             return "it has none: create it with bus.topic(name)"
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        return f"there are {', '.join(map(repr, names[:5]))}{more}; create it with bus.topic(name)"
+        return f"it has {', '.join(map(repr, names[:5]))}{more}; create it with bus.topic(name)"
 
     def current(self, state: TopicState) -> TopicState:
         """`state`, brought up to date; `UnknownTopicError` when its topic was deleted, be there a new one or not."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
 from streamlite.batch import Batch
 from streamlite.config import UNALTERABLE, check_int, check_partitions, check_settings
 from streamlite.engine import Engine
-from streamlite.errors import ConfigError, OffsetOutOfRangeError, SerdeError
+from streamlite.errors import ConfigError, OffsetOutOfRangeError, SerdeError, not_picklable
 from streamlite.message import Columns, Message, TopicPartition
 from streamlite.outgoing import check_partition
 from streamlite.partition import Partition
@@ -37,6 +37,9 @@ class Topic:
     def __repr__(self) -> str:
         gone = ", deleted" if self._state.gone else ""
         return f"<Topic {self._state.name!r}: {len(self._state.partitions)} partitions{gone}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable("topic")
 
     @property
     def name(self) -> str:
@@ -110,7 +113,8 @@ class Topic:
         self._engine.push()
         found = []
         for one in chosen:
-            first, end = one.start(), one.end()
+            end = one.settled_end()
+            first = one.start()
             if start is not None and not first <= start <= end:
                 raise OffsetOutOfRangeError(
                     f"offset {start} of {state.name!r} partition {one.number} is not in the log, which holds {first} "
@@ -180,7 +184,7 @@ class Topic:
         """The next offset of each partition; counts every earlier send of this bus."""
         state = self._current()
         self._engine.push()
-        return {partition.tp: partition.end() for partition in state.partitions}
+        return {partition.tp: partition.settled_end() for partition in state.partitions}
 
     def beginning_offsets(self) -> dict[TopicPartition, int]:
         """The first offset of each partition."""

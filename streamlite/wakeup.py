@@ -39,7 +39,7 @@ class Waiter:
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
-        self._condition = threading.Condition(threading.Lock())
+        self._condition = threading.Condition()  # re-entrant: a signal handler may ring in the thread that waits
         self._rung = False
 
     def ring(self) -> None:

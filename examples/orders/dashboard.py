@@ -41,7 +41,7 @@ class Dashboard:
         """One line."""
         again = f" (+{self._again} again)" if self._again else ""
         late = sum(ledger.late for ledger in self._ledgers.values())
-        ignored = f" (+{late} too late, not counted)" if late else ""
+        ignored = f" (+{late} too late)" if late else ""
         return (
             f"ordered {self._orders:4}   reserved {len(self._reserved):4}{again}   shipped {self.shipped:4}{ignored}   "
             f"[stock {members(bus, 'stock')}]  [shipping {members(bus, 'shipping')}]"

@@ -1,4 +1,4 @@
-"""streamlite for asyncio: `AsyncProducer` and `AsyncConsumer`, the sync clients with an event loop in the place of a thread.
+"""streamlite for asyncio: `AsyncProducer` and `AsyncConsumer`, the sync clients with a loop in the place of a thread.
 
 A client here is the sync one, with what would block taken out. What remains runs in one of two places: in the loop's
 thread, where it only touches memory; or in the bus's pool of threads, a step at a time, where it reads, writes, takes

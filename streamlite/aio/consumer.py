@@ -1,16 +1,12 @@
-"""Receiving in an event loop: the sync consumer, its waits taken out and given to the loop.
+"""Receiving in an event loop.
 
-`_Steps` is the sync consumer with one difference: where it would sleep it says so and returns. Everything else, what
-"processed" means, commits, rebalances, is the sync one's. `AsyncConsumer` runs its calls as steps in the bus's pool, one
-at a time, and sleeps between them in the loop. What was published while it slept, and is small, is read in the loop's
-thread: it is in the page cache, since somebody has just written it.
+`AsyncConsumer` runs the calls of the sync consumer as steps (`Steps`) in the bus's pool, one at a time, and sleeps
+between them in the loop. What was published while it slept, and is small, is read in the loop's thread: it is in the
+page cache, since somebody has just written it.
 
 Cancelled, a call leaves its step alone: the next call waits until it is through, and what it took is taken back first.
-A sequence that would lose messages otherwise: a poll's step runs; the task is cancelled; the step marks what it found as
-handed out; the next poll counts that as processed, and a commit makes it so for ever.
-
-A callback runs in the loop, while the step that met its reason waits in its thread. What the callback asks of the
-consumer is done by that waiting thread (`_Visit`): it holds the consumer, so any other would wait for it.
+A sequence that would lose messages otherwise: a poll's step runs; the task is cancelled; the step marks what it found
+as handed out; the next poll counts that as processed, and a commit makes it so for ever.
 """
 
 from __future__ import annotations
@@ -24,253 +20,28 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from streamlite.aio.loop import Pool, Turn, busy, outcome, place
+from streamlite import errors
+from streamlite.aio.loop import Pool, Turn, busy, outcome
+from streamlite.aio.steps import Steps, Visit
 from streamlite.config import ConsumerOptions
-from streamlite.consumer import Consumer
-from streamlite.counters import POSITION
 from streamlite.engine import Engine
-from streamlite.errors import ClosedError, ConfigError, TimeoutError
-from streamlite.fetcher import Track
+from streamlite.errors import ClosedError, ConfigError
 from streamlite.message import Columns, Message, TopicPartition
 
 __all__ = ["AsyncConsumer"]
 
 logger = logging.getLogger("streamlite")
 
-_NEAR_BYTES: Final = 128 << 10
-"""What is read in the loop's thread at most: 0.3 ms of reading, checking and decoding."""
-_NEAR_TRACKS: Final = 64
-"""Whose positions are noted before a sleep: beyond this, noting them costs more than it saves."""
-_LOST_LOOP_S: Final = 0.2
-
 R = TypeVar("R")
 Callback = Callable[..., Any]
 
 
-class _Visit:
-    """A callback under way in the loop: its thread waits, and does what the callback asks of the consumer."""
-
-    def __init__(self, consumer: AsyncConsumer) -> None:
-        self.consumer = consumer
-        self.over = False
-        self.task: asyncio.Task[None] | None = None
-        self._error: BaseException | None = None
-        self._steps: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-
-    def submit(self, step: Callable[[], R]) -> Future[R]:
-        """Have the waiting thread do it."""
-        future: Future[R] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(step())
-            except BaseException as error:  # noqa: BLE001 - whoever awaits the step gets it
-                future.set_exception(error)
-
-        self._steps.put(run)
-        return future
-
-    def end(self, error: BaseException | None) -> None:
-        """The callback is through."""
-        self._error = error
-        self.over = True
-        self._steps.put(None)
-
-    def serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: wait for the end, and raise what the callback raised."""
-        while True:
-            try:
-                step = self._steps.get(timeout=_LOST_LOOP_S)
-            except Empty:
-                if not loop.is_running():
-                    self.over = True
-                    raise ClosedError("the event loop stopped in the middle of a callback") from None
-                continue
-            if step is None:
-                break
-            step()
-        if self._error is not None:
-            raise self._error
-
-
-_visit: ContextVar[_Visit | None] = ContextVar("streamlite_visit", default=None)
-
-
-class _Steps(Consumer):
-    """The sync consumer, whose calls return where they would sleep."""
-
-    def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions, owner: AsyncConsumer) -> None:
-        super().__init__(engine, (), group, options)
-        self.owner = owner
-        self.place = self._waiter = place(self._ctx.bell)
-        self.is_open = False
-        self.asleep = False
-        """Whether the last call would have slept on; and then the longest that it may."""
-        self.longest: float | None = None
-        self.inline = False
-        """Whether this call runs in the loop's thread, and must do nothing that takes the disk."""
-        self.given_up = False
-        """Whether the loop's thread closes this: no callback can run there meanwhile."""
-        self.visit: _Visit | None = None
-        self._positions: dict[Track, int] = {}
-
-    @property
-    def closing(self) -> bool:
-        """Whether it is closed, or about to be."""
-        return self._closing or self._closed or self._ctx.closed
-
-    def check(self) -> None:
-        """`ClosedError`, `ForkedError`."""
-        self._check()
-
-    def deadline(self, timeout: float | None) -> float | None:
-        """When `timeout` will be over; `ConfigError` for what is none."""
-        return self._deadline(timeout)
-
-    def join(self, topics: tuple[Any, ...]) -> None:
-        """Once: what the sync one does when it is made."""
-        with self._busy:
-            self._check()
-            self.place.prepare()
-            if topics:
-                self.subscribe(*topics)
-            self.is_open = True
-
-    def take_back(self) -> None:
-        """What the last poll handed out reached nobody."""
-        with self._busy:
-            self._handout.take_back_all()
-
-    def _sleep(self, deadline: float | None, ready: Callable[[], bool]) -> bool:
-        left = None if deadline is None else deadline - self._clock.monotonic()
-        if self.inline:
-            self.asleep = True
-            return False
-        if left is not None and left <= 0:
-            return super()._sleep(deadline, ready)
-        self._assignment.commit_processed()
-        self._ctx.hurry()
-        self._note_positions()
-        if ready():
-            return True
-        pause = self._pause()
-        self.longest = pause if left is None else left if pause is None else min(left, pause)
-        self.asleep = True
-        return False
-
-    def has_news(self) -> bool:
-        """Whether a step has something to do; from memory, and without waiting."""
-        if self._woken or self.closing or not self._busy.acquire(blocking=False):
-            return True
-        try:
-            # Of a bus that is only read, news is on the disk: its steps look for it.
-            return not self._ctx.read_only and self._has_news()
-        finally:
-            self._busy.release()
-
-    # -- reading in the loop's thread ---------------------------------------------------------------------------------
-
-    def _note_positions(self) -> None:
-        tracks = self._fetcher.tracks
-        few = len(tracks) <= _NEAR_TRACKS and not self._ctx.read_only
-        self._positions = {track: track.partition.slot.get(POSITION) for track in tracks.values()} if few else {}
-
-    def is_near(self) -> bool:
-        """Whether all there is to read was published since the last sleep, and is small; nothing else is to be done."""
-        positions, assignment = self._positions, self._assignment
-        if not positions or self.closing or self._failure is not None or assignment.moved():
-            return False
-        if self.must_tend():
-            return False
-        size = 0
-        for track in self._fetcher:
-            if track.queued:
-                grown = track.partition.slot.get(POSITION) - positions.get(track, 1 << 62)
-                if grown < 0:  # it rolled, or was not ours
-                    return False
-                size += grown
-        self._positions = {}
-        return 0 < size <= _NEAR_BYTES
-
-    # -- the loop -----------------------------------------------------------------------------------------------------
-
-    def next_run(self, timeout: float | None, *, anew: bool, through: bool) -> list[Message]:
-        """The next messages of one partition; `anew` for a new loop, `through` when the last ones are processed."""
-        found: list[Message] = []
-
-        def take(track: Track, room: int) -> int:
-            messages = track.messages(room)
-            if not messages:
-                return 0
-            found.extend(messages)
-            self._handout.begin_run(found, track)
-            return room
-
-        with self._busy:
-            if self._closed:
-                return []
-            if through:
-                self._handout.end_run()
-            if anew:
-                self._handout.take_back_all()
-            self._handout.take_back()
-            self._handout.count_polled()
-            self._collect(self._deadline(timeout), self._options.max_poll_messages, take, found)
-        return found
-
-    def holds(self, run: list[Message]) -> bool:
-        """Whether the run is still to be handed out."""
-        return self._handout.run is run
-
-    def hand(self, message: Message) -> Message:
-        """The loop gets this message of its run."""
-        self._handout.current = message
-        return message
-
-    def processed(self, message: Message) -> None:
-        """The loop asked for the next one."""
-        self._handout.resumed(message)
-
-    def must_tend(self) -> bool:
-        """Whether a member has something to do that may take the group's lock or the disk."""
-        own = self._assignment
-        if own.membership is None:
-            return False
-        return own._rejoin or self._clock.monotonic() >= min(own._look_at, own._commit_at)
-
-    def tend(self) -> None:
-        """Look up from a run: news of the group, commits that are due."""
-        with self._busy:
-            if not self.closing:
-                self._assignment.tend()
-
-    def assigned(self, timeout: float | None) -> list[set[TopicPartition]]:
-        """What `wait_assigned` waits for, where it is there."""
-        with self._busy:
-            self._check()
-            deadline = self._deadline(timeout)
-            self._assignment.tend()
-            while not self._fetcher.tracks:
-                if self._stopped() or not self._sleep(deadline, self._assignment.moved):
-                    return []
-                self._assignment.tend()
-            return [set(self._fetcher.tracks)]
-
-    # -- close --------------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """From any thread. In the loop's own, a callback that is under way is left to itself: it can never end."""
-        if self.owner.in_loop():
-            self.given_up = True
-            if self.visit is not None:
-                self.visit.end(ClosedError("the bus was closed in the middle of a callback"))
-        super().close()
+_visit: ContextVar[Visit | None] = ContextVar("streamlite_visit", default=None)
 
 
 class AsyncConsumer:
@@ -286,7 +57,7 @@ class AsyncConsumer:
         self._topics = topics
         self._pool = Pool.of(engine)
         callbacks = {name: self._wrapped(getattr(options, name)) for name in ("on_assign", "on_revoke", "on_lost")}
-        self._steps = _Steps(engine, group, msgspec.structs.replace(options, **callbacks), self)
+        self._steps = Steps(engine, group, msgspec.structs.replace(options, **callbacks), self)
         self.group = group
         self._turn = Turn()
         self._user: object | None = None
@@ -324,7 +95,7 @@ class AsyncConsumer:
             return
         if self._user is not None:
             raise ConfigError(
-                "another task is inside a call of this consumer: one task at a time uses it; open one for each task, or "
+                "another task is inside a call of this consumer, and one task at a time uses it: open one for each, or "
                 "end the other's call with wakeup()"
             )
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
@@ -334,7 +105,7 @@ class AsyncConsumer:
         finally:
             self._user = None
 
-    def _inside(self) -> _Visit | None:
+    def _inside(self) -> Visit | None:
         visit = _visit.get()
         return visit if visit is not None and visit.consumer is self and not visit.over else None
 
@@ -346,7 +117,8 @@ class AsyncConsumer:
         with busy(self._clock):
             await self._settled()
             swallowed, self._swallowed = self._swallowed, False
-            future = self._under_way = self._pool.submit(partial(self._perform, partial(call, *args), swallowed))
+            future: Future[R] = self._pool.submit(partial(self._perform, partial(call, *args), swallowed))
+            self._under_way = future
             try:
                 result = await outcome(future)
             except asyncio.CancelledError:
@@ -398,6 +170,7 @@ class AsyncConsumer:
             await steps.place.sleep(steps.has_news, longest)
             if steps.closing:
                 return []
+            await Turn.of_awakened().give()
             left = None if deadline is None else max(0.0, deadline - clock.monotonic())
 
     async def _look(self, call: Callable[[float | None], list[R]], left: float | None, *, near: bool) -> list[R]:
@@ -428,9 +201,9 @@ class AsyncConsumer:
         on_revoke: Callback | None = None,
         on_lost: Callback | None = None,
     ) -> None:
-        """As `Consumer.subscribe`. The callbacks, functions or coroutine functions, run in the loop and get this consumer.
+        """As `Consumer.subscribe`. The callbacks, functions or coroutine functions, get this consumer.
 
-        They run inside the call that finds the reason. A coroutine function may call the consumer.
+        They run in the loop, inside the call that finds the reason. A coroutine function may call the consumer.
         """
         given = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
         wrapped = {name: self._wrapped(callback) for name, callback in given.items()}
@@ -457,7 +230,7 @@ class AsyncConsumer:
         with self._using():
             found = await self._ask(self._steps.assigned, timeout, near=False)
         if not found:
-            raise TimeoutError(
+            raise errors.TimeoutError(
                 f"no partition was assigned within {timeout} s: other members of group {self.group!r} may hold them all"
             )
         return found[0]
@@ -477,7 +250,7 @@ class AsyncConsumer:
         if loop is None or not loop.is_running() or steps.given_up or self.in_loop():
             self._call_alone(callback, partitions)
             return
-        visit = _Visit(self)
+        visit = Visit(self)
         before, steps.visit = steps.visit, visit
         try:
             loop.call_soon_threadsafe(self._enter, visit, callback, partitions)
@@ -486,7 +259,7 @@ class AsyncConsumer:
         finally:
             steps.visit = before
 
-    def _enter(self, visit: _Visit, callback: Callback, partitions: list[TopicPartition]) -> None:
+    def _enter(self, visit: Visit, callback: Callback, partitions: list[TopicPartition]) -> None:
         async def run() -> None:
             _visit.set(visit)
             try:
@@ -517,7 +290,7 @@ class AsyncConsumer:
     # -- messages -----------------------------------------------------------------------------------------------------
 
     async def poll(self, timeout: float | None = 0.0, max_messages: int | None = None) -> list[Message]:
-        """The next messages, as `Consumer.poll`. Cancelled, it loses none: the next call hands out what it had found."""
+        """The next messages, as `Consumer.poll`. Cancelled, it loses none: the next call hands them out."""
         with self._using():
             return await self._ask(lambda left: self._steps.poll(left, max_messages), timeout)  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
 """Between an event loop and what may block: a pool of threads for the steps, places to wait that hold none, turns.
 
-* A `Pool` belongs to a bus. It runs steps, which end soon by themselves: nothing waits for messages or for room in it. A
-  thread that waits for the loop (a step has called back) says so with `lent`, and another may take its place: or four
+* A `Pool` belongs to a bus. It runs steps, which end soon by themselves: nothing in it waits for messages or for room.
+  A thread that waits for the loop (a step has called back) says so with `lent`, and another may take its place: or four
   consumers whose callbacks need a step each would wait for each other for ever.
 * A place is where one consumer's task sleeps until it is rung. On disk that is the FIFO that other processes ring, read
   by the loop; in memory a call into the loop; on a test's clock, a thread that waits by that clock, since only who
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,12 +28,14 @@ from streamlite.engine import Engine
 from streamlite.errors import ClosedError, StorageError
 from streamlite.wakeup import LOOK_AGAIN_S, Bell, FifoWaiter, Waiter
 
-__all__ = ["Place", "Pool", "Turn", "busy", "clocked", "outcome", "place", "tell", "until"]
+__all__ = ["Aside", "Place", "Pool", "Turn", "busy", "clocked", "outcome", "place", "tell", "until"]
 
 THREADS_MAX: Final = 4
 """Of a bus: a step takes 0.1 ms, an fsync or another's lock a hundred times that, and three others go on meanwhile."""
 HOLD_S: Final = 0.0005
 """A tenth of what the loop may be held: several clients and the application share the rest."""
+_ASIDE_S: Final = 50e-6
+"""Long enough for a thread that waits for the GIL to get it; a sleep of nothing would be too short."""
 _SLEEP_MAX_S: Final = 86_400.0
 _ROUNDS: Final = 8
 """Before a test's clock may jump, the tasks that are ready get so many turns."""
@@ -42,7 +44,7 @@ _FRESH: Final = float("-inf")
 R = TypeVar("R")
 
 
-# -- what a task waits for ------------------------------------------------------------------------------------------------
+# -- what a task waits for --------------------------------------------------------------------------------------------
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -119,7 +121,29 @@ async def clocked(clock: Clock, wait: Callable[[], object], wake: Callable[[], o
         wake()
 
 
-# -- turns ----------------------------------------------------------------------------------------------------------------
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+
+class Aside:
+    """Lets the loop's thread have the GIL, from a thread that has much to do.
+
+    The interpreter takes it away only after 5 ms: so long would the loop be held, each time it wants to go on.
+    """
+
+    __slots__ = ("_since",)
+
+    def __init__(self) -> None:
+        self._since = monotonic()
+
+    def begin(self) -> None:
+        """The thread has waited: it begins anew."""
+        self._since = monotonic()
+
+    def stand(self) -> None:
+        """Stand aside, if it is time."""
+        if monotonic() - self._since > HOLD_S:
+            sleep(_ASIDE_S)
+            self._since = monotonic()
 
 
 class Turn:
@@ -134,16 +158,32 @@ class Turn:
     async def give(self) -> None:
         """Past `until`: begin a turn where the loop has run meanwhile, else let it run first."""
         loop = asyncio.get_running_loop()
-        if self.until != _FRESH:
+        while monotonic() >= self.until:
+            if self.until == _FRESH:
+                self.until = monotonic() + HOLD_S
+                loop.call_soon(self._over)
+                return
             await asyncio.sleep(0)
-        self.until = monotonic() + HOLD_S
-        loop.call_soon(self._over)
 
     def _over(self) -> None:
         self.until = _FRESH
 
+    @staticmethod
+    def of_awakened() -> Turn:
+        """The turn that all clients of this thread's loop share when they wake up: one message may wake a hundred.
 
-# -- places ---------------------------------------------------------------------------------------------------------------
+        Not for those who go on with what they do: the first of them would have each turn, the last one none.
+        """
+        turn: Turn | None = getattr(_awakened, "turn", None)
+        if turn is None:
+            turn = _awakened.turn = Turn()
+        return turn
+
+
+_awakened = threading.local()
+
+
+# -- places -----------------------------------------------------------------------------------------------------------
 
 
 class Place(Waiter):
@@ -247,7 +287,7 @@ class _ByClock(Place):
             self._waiter = None
 
 
-# -- the pool -------------------------------------------------------------------------------------------------------------
+# -- the pool ---------------------------------------------------------------------------------------------------------
 
 
 class Pool:
@@ -300,7 +340,8 @@ class Pool:
             self._threads.add(thread)
 
     def _run(self) -> None:
-        while (task := self._next()) is not None:
+        aside = Aside()
+        while (task := self._next(aside)) is not None:
             future, step = task
             try:
                 result = step()
@@ -310,8 +351,9 @@ class Pool:
                 future.set_result(result)
                 del result
             del task, future, step  # an idle thread keeps nothing alive
+            aside.stand()
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _next(self, aside: Aside) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self._changed:
             while not self._steps:
                 if self._closed or len(self._threads) - self._lent > THREADS_MAX:
@@ -319,6 +361,7 @@ class Pool:
                     return None
                 self._idle += 1
                 self._changed.wait()
+                aside.begin()
             return self._steps.popleft()
 
     @contextmanager

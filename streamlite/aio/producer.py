@@ -3,7 +3,7 @@
 A `send` stages its message in memory, in the loop's thread, and writes nothing there: that is the producer's worker's,
 since a write may wait for a disk that is behind. In memory it writes at once, as the sync one does. What else could
 hold the loop is taken out: where the buffer is full, or where it is not known what a topic's name means, `_Sender`
-raises `_MayWait`, with nothing taken; the task waits for room, or a step looks the topic up; then the send is made again.
+raises `_MayWait`, with nothing taken; the task waits for room, or a step looks the topic up; then it is sent again.
 
 A cancelled `send` has either been taken or not, never half; a cancelled `send_many` may have been taken in part, as the
 sync one when its time for room is over.
@@ -23,14 +23,19 @@ from typing import Any, Final
 
 import msgspec
 
-from streamlite.aio.loop import Pool, Turn, busy, clocked, outcome, tell, until
+from streamlite import errors
+from streamlite.aio.loop import Aside, Pool, Turn, busy, clocked, outcome, tell, until
 from streamlite.bulk import BulkColumns
 from streamlite.clock import SystemClock
 from streamlite.config import ProducerOptions
+from streamlite.context import Context
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
-from streamlite.errors import StreamliteError, TimeoutError, UnsupportedError
+from streamlite.errors import StreamliteError, UnsupportedError
+from streamlite.outbox import Outbox
+from streamlite.partition import Outgoing
 from streamlite.producer import Producer
+from streamlite.staging import Batch
 
 __all__ = ["AsyncProducer"]
 
@@ -71,13 +76,34 @@ class _Room(threading.Condition):
             wake()
 
 
+class _Outbox(Outbox):
+    """An outbox whose drain, which may have a hundred batches to encode, stands aside now and then."""
+
+    def __init__(self, ctx: Context, options: ProducerOptions, mutex: Any) -> None:
+        super().__init__(ctx, options, mutex)
+        self.aside: Aside | None = None
+
+    def _drain_once(self, settled: Any) -> None:
+        if self.aside is not None:
+            self.aside.begin()
+        super()._drain_once(settled)
+
+    def _weigh(self, batch: Batch, outgoing: Outgoing) -> None:
+        super()._weigh(batch, outgoing)
+        if self.aside is not None:
+            self.aside.stand()
+
+
 class _Sender(Producer):
     """The sync producer; `send` and `take` raise `_MayWait` where they would wait."""
 
     def __init__(self, engine: Engine, options: ProducerOptions) -> None:
         super().__init__(engine, options)
-        self.room = self._outbox.room = _Room(self.mutex)
         self._on_disk = engine.syncer is not None
+        self.room = _Room(self.mutex)
+        outbox = self._outbox = _Outbox(self._ctx, options, self.mutex)
+        outbox.room = self.room
+        outbox.aside = Aside() if self._on_disk else None  # in memory the drain is in the loop's own thread
 
     @property
     def shut(self) -> bool:
@@ -258,7 +284,8 @@ class AsyncProducer:
             self._sender.send, topic, value, key=key, partition=partition, timestamp=timestamp, headers=headers,
             sequence=sequence,
         )  # fmt: skip
-        return await self._again(send, topic, why)
+        found: Delivery = await self._again(send, topic, why)
+        return found
 
     async def send_many(
         self,
@@ -270,7 +297,7 @@ class AsyncProducer:
         timestamps: Sequence[int | datetime] | None = None,
         headers: Sequence[Any] | None = None,
     ) -> Delivery:
-        """Send a column of messages, as `Producer.send_many`: one `Delivery` for all, all checked before any is sent."""
+        """Send a column of messages, as `Producer.send_many`: one `Delivery` for all; all are checked before."""
         sender = self._sender
         slices: list[BulkColumns] = []
         cuts = _slices((values, keys, timestamps, headers))
@@ -367,7 +394,7 @@ class AsyncProducer:
             await until(done, timeout)
         unsettled = sum(one.count for one in waiting if not one.done)
         if unsettled:
-            raise TimeoutError(
+            raise errors.TimeoutError(
                 f"{unsettled:,} messages have no result after {timeout} s; they are not lost, flush again"
             )
 
@@ -396,7 +423,7 @@ class AsyncProducer:
 
 def _slices(columns: tuple[Any, Any, Any, Any]) -> list[tuple[Any, ...]]:
     """Columns cut into short ones. Those that do not fit together stay whole: whoever looks at them says why."""
-    lists = [
+    lists: list[Any] = [
         one if one is None or isinstance(one, (list, tuple, str, bytes, bytearray)) else list(one) for one in columns
     ]
     count = len(lists[0])

@@ -89,15 +89,12 @@ def topics(directory: Directory) -> None:
 
 @app.command()
 def groups(
-    directory: Annotated[Path, typer.Argument(help="The directory of a bus.", show_default=False)],
+    directory: Directory,
     group: Annotated[str | None, typer.Argument(help="Only this group.", show_default=False)] = None,
 ) -> None:
     """List the consumer groups of a bus: live members, and for each partition the committed offset and the lag."""
     table = _table("group", "members>", "topic", "partition>", "committed>", "lag>")
-    # What a group committed is looked up under its lock, which a bus that is only read does not take. But only that
-    # one refuses an absent directory instead of making a bus of it, so it comes first.
-    streamlite.open(directory, read_only=True).close()
-    with streamlite.open(directory) as bus:
+    with streamlite.open(directory, read_only=True) as bus:
         for name in bus.groups() if group is None else [group]:
             for row in _group_rows(bus.group(name)):
                 table.add_row(*row)

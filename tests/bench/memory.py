@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ class ProducerMemory(Absolute):
         # A tenth of the size still has to fill the buffer, so this one does not scale.
         with self.setting.scratch() as place:
             memory, self.sent = memory_of(PRODUCE, place, 4 * FULL, BUFFER_BYTES, LIMIT_S, self.sync, self.slow)
-        return memory
+        return memory if self.sent >= FULL else math.inf  # a buffer that was never full has shown nothing
 
     def note(self) -> str:
         if self.sent < FULL:

@@ -732,6 +732,28 @@ def test_a_consumer_that_is_overtaken(bus: Bus) -> None:
             assert offsets(drain(strict)) == list(range(10, 3000))  # all of it was fetched already
 
 
+def test_a_beginning_that_moves_disturbs_nobody(bus: Bus) -> None:
+    topic = bus.topic("t", segment_bytes=400)
+    put_apart(bus, topic, *numbers(300), timestamp=T0)
+
+    def truncate() -> None:
+        for offset in range(1, 300):
+            topic.truncate_before(0, offset)
+
+    with bus.consumer("t", out_of_range="earliest") as consumer:
+        truncating = beside(truncate)
+        try:
+            while not truncating.done():
+                assert offsets(topic.read())[-1:] == [299]
+                assert offsets(topic.read(since_ms=T0))[-1:] == [299]
+                assert isinstance(consumer.offsets_for_times({TP: T0})[TP], int)
+                consumer.seek_to_beginning()
+                assert consumer.poll(timeout=1)
+        finally:
+            truncating.result(timeout=PATIENCE)
+        assert consumer.offsets_for_times({TP: T0}) == {TP: 299}
+
+
 # --- options ------------------------------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def run_test(function: Callable[..., None], request: pytest.FixtureRequest) -> N
 
 
 def test_blocks_say_what_they_are() -> None:
-    known = re.compile(r"(sh|text|mermaid|json|toml|python( no-run)?)")
+    known = re.compile(r"(|sh|text|mermaid|json|toml|python( no-run)?)")
     strange = [
         f"{page.name}:{block.line}: {block.info!r}"
         for page in PAGES

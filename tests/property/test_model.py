@@ -371,9 +371,10 @@ class LogMachine(RuleBasedStateMachine):
             assert partition.next <= position <= len(partition.sent) or partition.next < partition.beginning
             self.check_skipped(tp.partition, position)
 
-    @precondition(lambda self: not self.broken_off)
     @rule(most=st.none() | st.integers(1, 30), timeout=st.sampled_from([0.0, 5.0]))
     def poll(self, most: int | None, timeout: float) -> None:
+        if self.broken_off:  # no precondition: what retention has left by now may differ from run to run
+            return
         self.flush()
         for partition in self.partitions:
             partition.processed = partition.next
@@ -438,4 +439,4 @@ def test_the_log_in_memory_is_what_the_model_says() -> None:
 
 
 def test_the_log_in_a_directory_is_what_the_model_says() -> None:
-    run(DiskMachine, share=2)
+    run(DiskMachine, share=3)

@@ -167,14 +167,6 @@ def test_unknown_group_is_one_line(run: Run, place: Path) -> None:
     assert_one_line_error(run("groups", place, "nobody"), "nobody")
 
 
-def test_listing_groups_leaves_them_as_they_are(run: Run, place: Path) -> None:
-    first = run("groups", place)
-    assert run("groups", place) == first
-    with streamlite.open(place) as bus:
-        assert bus.groups() == ["billing", "mailing"]
-        assert bus.group("billing").members == ()
-
-
 # read
 
 
@@ -243,7 +235,7 @@ def test_read_refuses_what_it_cannot_read(run: Run, place: Path, options: list[o
 # What all three share.
 
 
-@pytest.mark.parametrize("arguments", [("topics",), ("read", "orders")])
+@pytest.mark.parametrize("arguments", [("topics",), ("groups",), ("read", "orders")])
 def test_looking_changes_nothing(run: Run, place: Path, arguments: tuple[str, ...]) -> None:
     before = listing(place)
     assert run(arguments[0], place, *arguments[1:]).status == 0

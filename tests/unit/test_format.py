@@ -84,6 +84,7 @@ def test_no_flipped_bit_goes_unseen(at: int) -> None:
     [
         ({"length": PAYLOAD_BYTES_MAX + 1, "content_bytes": PAYLOAD_BYTES_MAX + 1}, "length"),
         ({"content_bytes": PAYLOAD_BYTES_MAX + 1, "compression": 2}, "length"),
+        ({"length": PAYLOAD_BYTES_MAX + 1, "compression": 2}, "length"),
         ({"content_bytes": len(PAYLOAD) + 1}, "two lengths"),
         ({"count": 0}, "count"),
         ({"count": 0, "last_delta": 0}, "count"),

@@ -34,7 +34,7 @@ LAYERS = {
 }
 """Lowest first. `__init__` is the package itself: only a face may say `import streamlite`."""
 
-PLANNED = frozenset({"aio", "gateway", "index", "kafka", "streams", "transaction", "web"})
+PLANNED = frozenset({"gateway", "index", "kafka", "streams", "transaction", "web"})
 """In the table and not there yet; whoever writes one takes it out here."""
 
 SEAMS: Mapping[tuple[str, str], str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from streamlite.format import (
     unpack_header,
 )
 from streamlite.handles import Handles
-from streamlite.segment import NEVER_MS, Found, IndexBuilder, Segment, walk, walk_verified
+from streamlite.segment import NEVER_MS, Found, IndexBuilder, Segment, _Index, walk, walk_verified
 from tests.unit.batches import BASE_MS, batch_of, log_of
 
 DIRECTORY = "0"
@@ -311,6 +311,31 @@ def test_an_index_of_other_bytes_costs_time_and_no_truth(log: Log) -> None:
     assert seen.floor_time(1 << 60) == START
 
 
+@pytest.mark.parametrize("size", [100, 37])
+def test_what_is_known_of_a_log_that_was_written_anew_is_forgotten(log: Log, size: int) -> None:
+    reader = segment_of(log.files)
+    assert reader.last_entry() == log.entries[-1]
+    batches = [batch_of([b"x" * size], base_offset=at) for at in range(20)]  # positions or offsets are others now
+    file = log.segment.file()
+    file.truncate(0)
+    file.write(batches, 0)
+    entries = [IndexEntry(at, len(batches[0]) * at, BASE_MS) for at in range(1, 20)]
+    log.segment.replace_index(entries)  # not shorter: its size does not tell that it is another one
+    reader.floor(99)
+    assert reader.last_entry() == reader.floor(99) == entries[-1]
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [IndexEntry(4, 1 << 20, BASE_MS + 50), IndexEntry(50, 5, BASE_MS + 50), IndexEntry(50, 1 << 20, BASE_MS + 1)],
+)
+def test_an_entry_that_does_not_continue_what_is_known_is_not_taken(log: Log, stale: IndexEntry) -> None:
+    assert log.segment.last_entry() == log.entries[-1]
+    log.segment.add_entry(stale)
+    for segment in (log.segment, segment_of(log.files)):
+        assert segment.last_entry() == log.entries[-1]
+
+
 def test_the_entry_for_the_end_of_a_sealed_segment_is_no_place_to_read(log: Log) -> None:
     end = IndexEntry(20, 10 * log.size, BASE_MS + 9)
     log.segment.add_entry(end)
@@ -395,12 +420,40 @@ def test_entries_that_a_signal_cut_off_do_not_shift_the_rest(log: Log) -> None:
     more = IndexEntry(20, 10 * log.size, BASE_MS + 9)
     log.segment.file().write(log_of(11)[10:], 10 * log.size)
     log.segment.add_entry(more)
-    assert log.segment.floor_time(BASE_MS + 9) == log.entries[-1]
     assert log.segment.last_entry() == more
+    assert log.segment.floor_time(BASE_MS + 9) == log.entries[-1]
     assert log.segment.floor(99) == more
 
 
-def test_threads_that_seek_while_entries_come_and_go_find_true_ones(files: Files) -> None:
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_an_index_grows_for_one_thread_at_a_time(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = segment_of(log.files)
+    grown: list[bool] = []
+    real = _Index.take
+
+    def take(index: _Index, entries: list[IndexEntry]) -> bool:
+        grown.append(segment._mutex.locked())
+        return real(index, entries)
+
+    monkeypatch.setattr(_Index, "take", take)
+    for look in (segment.last_entry, lambda: segment.floor(9), lambda: segment.floor_time(BASE_MS)):
+        segment._forget(segment._index)
+        look()
+    segment.cut_index(5 * log.size)
+    segment.replace_index(log.entries)
+    assert grown
+    assert all(grown)
+
+
+def test_threads_that_seek_while_entries_come_and_go_find_true_ones(files: Files, hasty: None) -> None:
     segment = segment_of(files)
     batches = log_of(400, 10)
     size = len(batches[0])
@@ -421,8 +474,6 @@ def test_threads_that_seek_while_entries_come_and_go_find_true_ones(files: Files
         except BaseException as error:  # noqa: BLE001 - the test is about there being none
             wrong.append(error)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
     threads = [threading.Thread(target=seek) for _ in range(3)]
     try:
         for thread in threads:
@@ -439,7 +490,6 @@ def test_threads_that_seek_while_entries_come_and_go_find_true_ones(files: Files
         done.set()
         for thread in threads:
             thread.join(20)
-        sys.setswitchinterval(interval)
     assert wrong == []
 
 

@@ -280,5 +280,6 @@ def test_the_clock_hears_of_a_worker_once(virtual: VirtualClock) -> None:
     pass_time(virtual, 5)
     worker.stop(PATIENCE_S)
     worker.stop(PATIENCE_S)
+    worker.wake()
     pass_time(virtual, 5)
     assert virtual.monotonic() == 10.0

@@ -1,0 +1,276 @@
+"""What a test did to a bus, and what may be found of it after a stop: the oracle of the crash tests.
+
+A `Story` runs steps against a bus one after the other and keeps, as a model, what each of them does. `moment()` says
+how far it is: the steps that are done (acknowledged), and whether one more was begun. After a stop at that moment the
+bus must hold what the done steps made, plus of the one that was under way: of a send a prefix in each partition, of
+anything else all or nothing. That is I1 to I4 of the promises:
+
+* I1 what was acknowledged is there: the end of a partition is not before what the done steps made.
+* I2 what is there is a prefix of what was attempted: offset n holds the n-th value sent to that partition.
+* I3 nothing else is there, and nothing twice.
+* I4 what a group committed is what one of its commits says, in every partition of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from streamlite import Bus, TopicPartition, errors
+
+PATIENCE = 20.0
+
+
+class Log:
+    """One partition: every value sent to it in order, and between what bounds its beginning is."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes | None, bytes]] = []
+        self.start_min = 0
+        self.start_max = 0
+        self.retained = False
+        """Whether retention may take what is old at any time."""
+        self.compacted_below = 0
+        """Of messages before this offset only the last of each key must be there."""
+
+
+class World:
+    """Topics by name, each a list of partitions; what each group committed; settings that were altered."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, list[Log]] = {}
+        self.lives: dict[str, int] = {}
+        self.commits: dict[str, dict[TopicPartition, int]] = {}
+
+
+class Moment(NamedTuple):
+    """How many steps were done, and how many begun."""
+
+    done: int
+    begun: int
+
+
+class Story:
+    """Runs steps against `bus`, which may be opened anew in between."""
+
+    def __init__(self, bus: Bus | None = None) -> None:
+        self.bus = bus
+        self.worlds = [World()]
+        """After 0, 1, 2 ... steps, done or begun."""
+        self.done = 0
+        self.steps: list[str] = []
+
+    def moment(self) -> Moment:
+        return Moment(self.done, len(self.worlds) - 1)
+
+    def step(self, what: str, does: Callable[[World], object], do: Callable[[Bus], Any]) -> Any:
+        """Do it, with what it does to the model noted down first."""
+        world = copy.deepcopy(self.worlds[-1])
+        does(world)
+        self.steps.append(what)
+        self.worlds.append(world)
+        assert self.bus is not None
+        result = do(self.bus)
+        self.done += 1
+        return result
+
+    # -- the steps ----------------------------------------------------------------------------------------------------
+
+    def create(self, topic: str, partitions: int = 1, **settings: Any) -> None:
+        def does(world: World) -> None:
+            world.topics[topic] = [Log() for _ in range(partitions)]
+            for log in world.topics[topic]:
+                log.retained = any(name.startswith("retention") for name in settings)
+            world.lives[topic] = world.lives.get(topic, 0) + 1
+
+        self.step(f"create {topic}", does, lambda bus: bus.create_topic(topic, partitions=partitions, **settings))
+
+    def delete(self, topic: str) -> None:
+        def does(world: World) -> None:
+            del world.topics[topic]
+
+        self.step(f"delete {topic}", does, lambda bus: bus.delete_topic(topic))
+
+    def grow(self, topic: str, partitions: int) -> None:
+        def does(world: World) -> None:
+            logs = world.topics[topic]
+            logs += [Log() for _ in range(partitions - len(logs))]
+
+        self.step(f"grow {topic}", does, lambda bus: bus.topic(topic).increase_partitions(partitions))
+
+    def send(
+        self, topic: str, *values: bytes, partition: int = 0, key: bytes | None = None, timestamp: int | None = None
+    ) -> None:
+        """One batch."""
+
+        def does(world: World) -> None:
+            world.topics[topic][partition].sent += [(key, value) for value in values]
+
+        def do(bus: Bus) -> None:
+            with bus.producer() as producer:
+                keys = None if key is None else [key] * len(values)
+                times = None if timestamp is None else [timestamp] * len(values)
+                sent = producer.send_many(topic, values, partition=partition, keys=keys, timestamps=times)
+                sent.result(timeout=PATIENCE)
+
+        self.step(f"send {len(values)} to {topic}/{partition}", does, do)
+
+    def send_keyed(self, topic: str, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Messages to several partitions, by their keys, all on their way at once."""
+        assert self.bus is not None
+        places = [self.bus.topic(topic).partition_for(key) for key, _ in pairs]
+
+        def does(world: World) -> None:
+            for place, pair in zip(places, pairs, strict=True):
+                world.topics[topic][place].sent.append(pair)
+
+        def do(bus: Bus) -> None:
+            with bus.producer(linger_ms=1000) as producer:
+                for key, value in pairs:
+                    producer.send(topic, value, key=key)
+                producer.flush(PATIENCE)
+
+        self.step(f"send {len(pairs)} by key to {topic}", does, do)
+
+    def commit(self, topic: str, group: str, offsets: dict[int, int]) -> None:
+        places = {TopicPartition(topic, partition): offset for partition, offset in offsets.items()}
+
+        def does(world: World) -> None:
+            world.commits[group] = world.commits.get(group, {}) | places
+
+        def do(bus: Bus) -> None:
+            with bus.consumer(topic, group=group, auto_commit=False) as consumer:
+                consumer.wait_assigned(PATIENCE)
+                consumer.commit(places)
+
+        self.step(f"commit {offsets} of {topic} for {group}", does, do)
+
+    def truncate(self, topic: str, partition: int, offset: int) -> None:
+        def does(world: World) -> None:
+            log = world.topics[topic][partition]
+            log.start_min = log.start_max = offset
+
+        self.step(f"truncate {topic}/{partition} at {offset}", does, lambda bus: _truncate(bus, topic, partition, offset))
+
+    def retain(self, topic: str) -> None:
+        """Retention takes from the old end; what it took is known once it is done."""
+        self.step(f"retain {topic}", lambda world: None, lambda bus: bus.maintain())
+        assert self.bus is not None
+        starts = self.bus.topic(topic).beginning_offsets()
+        for log, (_, start) in zip(self.worlds[-1].topics[topic], sorted(starts.items()), strict=True):
+            log.start_min = start
+
+    def compact(self, topic: str) -> None:
+        def does(world: World) -> None:
+            for log in world.topics[topic]:
+                log.compacted_below = len(log.sent)
+
+        self.step(f"compact {topic}", does, lambda bus: bus.maintain())
+
+    def alter(self, topic: str, **settings: Any) -> None:
+        self.step(f"alter {topic}", lambda world: None, lambda bus: bus.topic(topic).alter(**settings))
+
+    def add_to_every_partition(self, value: bytes) -> None:
+        """After a step that failed, which may have done a part: go on from what is there."""
+        assert self.bus is not None
+        world = copy.deepcopy(self.worlds[-1])
+        for name in [name for name in world.topics if name not in self.bus.topics()]:
+            del world.topics[name]
+        older = self.worlds[self.done].topics
+        world.topics |= {name: copy.deepcopy(older[name]) for name in self.bus.topics() if name not in world.topics}
+        for name, logs in world.topics.items():
+            topic = self.bus.topic(name)
+            del logs[topic.partitions :]
+            for (_, end), (_, start), log in zip(
+                sorted(topic.end_offsets().items()), sorted(topic.beginning_offsets().items()), logs, strict=True
+            ):
+                del log.sent[end:]
+                log.start_min = log.start_max = start
+        for group in world.commits:
+            self._settle_commits(world, group)
+        self.steps.append("what is there")
+        self.worlds.append(world)
+        self.done = len(self.worlds) - 1
+        for name, logs in world.topics.items():
+            for number in range(len(logs)):
+                self.send(name, value, partition=number, key=b"k")
+
+    def _settle_commits(self, world: World, group: str) -> None:
+        assert self.bus is not None
+        try:
+            world.commits[group] = dict(self.bus.group(group).committed)
+        except errors.UnknownGroupError:
+            world.commits[group] = {}
+
+    def sync(self) -> None:
+        self.step("sync", lambda world: None, lambda bus: bus.sync())
+
+    def close(self) -> None:
+        self.step("close", lambda world: None, lambda bus: bus.close())
+
+    # -- what may be there --------------------------------------------------------------------------------------------
+
+    def check(self, bus: Bus, moment: Moment, *, kept: int | None = None) -> None:
+        """Compare what `bus` holds with what it must. `kept`: steps that must have survived, all that are done unless
+        told.
+        """
+        least = self.worlds[moment.done if kept is None else kept]
+        most = self.worlds[moment.begun]
+        possible = self.worlds[moment.done if kept is None else kept : moment.begun + 1]
+        names = set(bus.topics())
+        must = set.intersection(*(set(world.topics) for world in possible))
+        may = set.union(*(set(world.topics) for world in possible))
+        assert must <= names <= may, (must, names, may)
+        for name in names:
+            self._check_topic(bus, name, least, most, possible)
+        for group in most.commits:
+            self._check_commits(bus, group, possible)
+
+    def _check_topic(self, bus: Bus, name: str, least: World, most: World, possible: list[World]) -> None:
+        lives = [world for world in possible if name in world.topics]
+        topic = bus.topic(name)
+        counts = {len(world.topics[name]) for world in lives}
+        assert topic.partitions in counts, (topic.partitions, counts)
+        if len({world.lives[name] for world in lives}) > 1:
+            return  # deleted and created in between: the callers that look at this know more
+        last = lives[-1].topics[name]
+        first = lives[0].topics[name] if name in least.topics and least.lives[name] == lives[-1].lives[name] else []
+        for number in range(topic.partitions):
+            old = first[number] if number < len(first) else Log()
+            _check_log(bus, name, number, old, last[number])
+
+    def _check_commits(self, bus: Bus, group: str, possible: list[World]) -> None:
+        try:
+            found = dict(bus.group(group).committed)
+        except errors.UnknownGroupError:
+            found = {}
+        candidates = [
+            {tp: offset for tp, offset in world.commits.get(group, {}).items() if tp.topic in world.topics}
+            for world in possible
+        ]
+        assert found in candidates, (found, candidates)
+
+
+def _truncate(bus: Bus, topic: str, partition: int, offset: int) -> None:
+    bus.topic(topic).truncate_before(partition, offset)
+
+
+def _check_log(bus: Bus, name: str, number: int, old: Log, new: Log) -> None:
+    topic = bus.topic(name)
+    tp = TopicPartition(name, number)
+    messages = list(topic.read(partition=number))
+    start, end = topic.beginning_offsets()[tp], topic.end_offsets()[tp]
+    start_max = end if new.retained else max(old.start_max, new.start_max)
+    assert old.start_min <= start <= start_max, (start, old.start_min, start_max)
+    assert len(old.sent) <= end <= len(new.sent), (len(old.sent), end, len(new.sent))
+    found = [message.offset for message in messages]
+    for message in messages:
+        assert start <= message.offset < end, message
+        assert (message.key, message.value) == new.sent[message.offset], message
+    assert found == sorted(set(found)), found
+    wanted = set(range(max(start, new.compacted_below), end))
+    if new.compacted_below:
+        last = {key: offset for offset, (key, _) in enumerate(new.sent[:end])}
+        wanted |= {offset for offset in last.values() if offset >= start}
+    assert wanted <= set(found), (wanted - set(found), start, end)

@@ -1,0 +1,1 @@
+"""Many processes on one bus, killed and stopped at random, and a checker for what they wrote down."""
