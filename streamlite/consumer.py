@@ -203,16 +203,16 @@ class Consumer:
         """`take`, with the out-of-range rule applied."""
 
         def guarded(track: Track, room: int) -> int:
-            try:
-                return take(track, room)
-            except OffsetOutOfRangeError:
-                rule = self._options.out_of_range
-                if rule == "raise":
-                    raise
-                partition = track.partition
-                track.seek(partition.start() if rule == "earliest" else partition.end())
-                track.processed = track.noted = track.position
-                return take(track, room)
+            rule, partition = self._options.out_of_range, track.partition
+            while True:
+                try:
+                    return take(track, room)
+                except OffsetOutOfRangeError:
+                    if rule == "raise":
+                        raise
+                    # The beginning may move again before it is read: then this is said again.
+                    track.seek(partition.start() if rule == "earliest" else partition.end())
+                    track.processed = track.noted = track.position
 
         return guarded
 

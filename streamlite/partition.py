@@ -72,8 +72,8 @@ from streamlite.format import (
 from streamlite.locks import Guard
 from streamlite.log import Log
 from streamlite.message import TopicPartition
-from streamlite.recovery import Tail, recover, resolve
 from streamlite.segment import NEVER_MS, Segment
+from streamlite.settle import recover_log, resolve_tail
 
 __all__ = ["Appended", "Outgoing", "Partition", "TopicInfo"]
 
@@ -327,16 +327,17 @@ class Partition:
             if found is None or found.generation:
                 if not create:
                     raise MissingFile(f"the active segment {base} of {self.directory} is gone", path=self.directory)
-                found = self._new_segment(base)
+                found = self.new_segment(base)
             self._active = found
         return self._active
 
-    def _new_segment(self, base: int) -> Segment:
+    def new_segment(self, base: int) -> Segment:
+        """Create an empty segment, under the lock."""
         segment = self.log.create(base)
-        self.log.refresh(self._changed())
+        self.log.refresh(self.changed())
         return segment
 
-    def _changed(self) -> int:
+    def changed(self) -> int:
         """Say that the list of segments changed."""
         changes = self.slot.get(CHANGES) + 1
         self.slot.set(CHANGES, changes)
@@ -360,13 +361,13 @@ class Partition:
         slot.set(FLAGS, WRITING)
         end = slot.end
         self._add_entry(IndexEntry(end, slot.get(POSITION), from_word(slot.get(MAX_TIME))))
-        self._new_segment(end)
-        self._set_active(end, 0, NEVER_MS, 0, 0)
+        self.new_segment(end)
+        self.set_active(end, 0, NEVER_MS, 0, 0)
         slot.set(FLAGS, 0)
         self.ctx.sealed.add(self)
         self.ctx.on_sealed()
 
-    def _set_active(self, base: int, position: int, max_timestamp: int, indexed: int, born: int) -> None:
+    def set_active(self, base: int, position: int, max_timestamp: int, indexed: int, born: int) -> None:
         slot = self.slot
         slot.set(ACTIVE, base)
         slot.set(POSITION, position)
@@ -382,7 +383,7 @@ class Partition:
         if flags & DELETED:
             self._refuse_deleted()
         if flags & RECOVER:
-            self._recover()
+            recover_log(self)
         elif self.slot.get(FAILED):
             raise StorageError(
                 f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the "
@@ -390,119 +391,17 @@ class Partition:
                 "the disk"
             )
         elif flags & WRITING:
-            self._resolve()
+            resolve_tail(self)
 
     def _refuse_deleted(self) -> None:
         raise UnknownTopicError(
             f"topic {self.topic.name!r} was deleted (it may have been created anew): ask the bus for it again"
         )
 
-    def _resolve(self) -> None:
-        slot = self.slot
-        segments = self.log.refreshed(slot.get(CHANGES))
-        if segments:
-            segment = segments.peekitem(-1)[1]
-            tail = resolve(segment, slot.end) if not segment.generation else None
-            if tail is None:
-                segment = self._new_segment(segment.next)
-                tail = resolve(segment, slot.end)
-            self._take_tail(segment, tail, "a writer that died in an append")
-            self.log.refresh(self._changed())
-        slot.set(FLAGS, slot.get(FLAGS) & ~WRITING)
-        self.announce_later()
-
     def announce_later(self) -> None:
         """What `settle` published is synced and told like any append; waiters take no lock, so it may happen here."""
         self.ctx.bell.ring()
         self.ctx.dirty.add(self)
-
-    def _take_tail(self, segment: Segment, tail: Tail, after: str) -> None:
-        """Cut what does not count, and take up where the segment ends."""
-        if tail.cut:
-            logger.warning(
-                "cut %d bytes at position %d of %s, left by %s", tail.cut, tail.position, segment.log_path, after
-            )
-            segment.cut_index(tail.position)
-            segment.file().truncate(tail.position)
-        slot = self.slot
-        born = (
-            max(tail.first_timestamp, 0) if slot.get(ACTIVE) != segment.base or not slot.get(BORN) else slot.get(BORN)
-        )
-        self._set_active(segment.base, tail.position, tail.max_timestamp, tail.indexed, born)
-        slot.end = tail.next_offset
-
-    def _recover(self) -> None:
-        """After an unclean stop: everything is read from the files, the words are made of it."""
-        slot = self.slot
-        segments = self.log.refreshed(slot.get(CHANGES))
-        for old in self.log.superseded:
-            self.log.remove(old)
-        self.log.tidy()
-        start = max(self.stored_start(), segments.peekitem(0)[0] if segments else 0)
-        if segments:
-            found = recover(segments.values(), slot.get(SYNCED))
-            for lost in found.lost:
-                logger.warning("removed %s, which follows a gap left by a stop of the machine", lost.log_path)
-                self.log.remove(lost)
-            self._take_recovered(found.active, found.tail)
-            slot.set(SYNCED, found.synced)
-        else:
-            self._set_active(start, 0, NEVER_MS, 0, 0)
-            slot.end = start
-        if slot.end < start:  # the truncation was durable and the tail it came after was not
-            self._set_active(start, 0, NEVER_MS, 0, 0)
-            slot.end = start
-            self._new_segment(start)
-        slot.set(START, start)
-        self.log.refresh(self._changed())
-        if slot.get(FAILED):
-            self._rewrite_unsynced()
-        slot.set(FLAGS, slot.get(FLAGS) & ~(RECOVER | WRITING))
-        self.announce_later()
-
-    def _take_recovered(self, segment: Segment, tail: Tail) -> None:
-        self._take_tail(segment, tail, "a stop that was not clean")
-        if segment.generation:
-            # Appends go to a segment of their own: a compacted one is never written to again.
-            self._set_active(segment.next, 0, NEVER_MS, 0, 0)
-            self._new_segment(segment.next)
-        else:
-            segment.replace_index(tail.entries)
-
-    def _rewrite_unsynced(self) -> None:
-        """After a failed sync: copy what was not synced to new files, which can be synced, and drop the old ones.
-
-        The pages of the old file read as written until the machine stops, so what readers saw is what is copied.
-        """
-        slot = self.slot
-        segments = self.log.segments(slot.get(CHANGES))
-        first = max(segments.bisect_right(slot.get(SYNCED)) - 1, 0)
-        old = segments.values()[first:]
-        for segment, following in zip(old, [*old[1:], None]):  # noqa: B905 - of none there is no last one
-            until = following.base if following is not None else slot.end
-            if until > segment.base:
-                self._copy(segment, until)
-        self.log.refresh(self._changed())
-        self._set_active(slot.end, 0, NEVER_MS, 0, 0)
-        if slot.end not in self.log.segments(slot.get(CHANGES)):
-            self._new_segment(slot.end)
-        slot.set(FAILED, 0)
-        logger.warning("partition %s: wrote what a failed sync left unsafe to new files", self.directory)
-
-    def _copy(self, segment: Segment, until: int) -> None:
-        copy = self.log.compacted(segment.base, until, segment.generation + 1)
-        file = segment.file()
-        scratch = self.ctx.files.open(f"{copy.path}.new", create=True)
-        scratch.truncate(0)
-        position, size = 0, file.size()
-        while position < size:
-            data = file.read(1 << 20, position)
-            scratch.write([data], position)
-            position += len(data)
-        scratch.sync()
-        self.ctx.files.rename(f"{copy.path}.new", copy.log_path)
-        self.ctx.files.sync_dir(self.directory)
-        self.log.remove(segment)
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
@@ -549,14 +448,14 @@ class Partition:
         for segment in gone:
             self.log.remove(segment)
         if gone:
-            self.log.refresh(self._changed())
+            self.log.refresh(self.changed())
         return gone
 
     def replaced(self, old: Sequence[Segment]) -> None:
         """Under the lock: a compacted segment stands for these now, which are removed."""
         for segment in old:
             self.log.remove(segment)
-        self.log.refresh(self._changed())
+        self.log.refresh(self.changed())
 
     # -- sync ---------------------------------------------------------------------------------------------------------
 

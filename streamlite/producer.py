@@ -48,6 +48,11 @@ _ALERT_S: Final = 0.02
 """How long the worker keeps looking after the last batch began: waking it for each of a run of sends costs more."""
 _GRACE_S: Final = 0.0005
 """By so much the worker is later than a sender: while messages come, the sending thread takes a due batch itself."""
+_QUIET_S: Final = 0.0002
+"""After so long without a batch, the next message goes at once: writing it takes a tenth of that."""
+_SLOW_S: Final = 0.02
+"""A drain that takes longer shows a slow disk: for `_SLOW_FOR_S` the worker drains, and senders go on staging."""
+_SLOW_FOR_S: Final = 1.0
 _HURRIED: Final = 16
 """After somebody waited for a result, so many batches of one message go at once: he will wait for the next as well."""
 _ROUTES_MAX: Final = 1024
@@ -82,6 +87,7 @@ class Producer:
         self.mutex = threading.RLock()
         self._outbox = Outbox(self._ctx, options, self.mutex)
         self._begun = 0.0  # when the last batch of any lane began
+        self._slow_until = 0.0  # by the machine's clock: until then senders leave draining to the worker
         self._closed = False
         self._finished = False
         self._worker = Worker("producer", self._step, clock)
@@ -328,7 +334,7 @@ class Producer:
         lane.left = lane.reserved = room
         self._begun = lane.opened = self._clock.monotonic()
         linger = self._linger_ms / 1000
-        if now - lane.last_at >= linger or lane.hurried:
+        if now - lane.last_at >= min(linger, _QUIET_S) or lane.hurried:
             # The first after a quiet moment goes at once, and so does the next of who waits for each.
             lane.due_at = now
             lane.hurried = max(lane.hurried - 1, 0)
@@ -371,14 +377,25 @@ class Producer:
     def _go(self, lane: Lane) -> None:
         """A lane is due: write its batches here if that costs no wait, else leave them to the worker."""
         with self.mutex:
+            if self._outbox.pending and lane.left > 0:
+                # A drain is under way and what it takes must go first: meanwhile the batch grows.
+                lane.due_at = self._now() + self._linger_ms / 1000
+                self._worker.wake()
+                return
             self._seal(lane)
         self._drain_if_free()
+        lane.last_at = self._now()
 
     def _drain_if_free(self) -> None:
-        if self._ctx.always:
-            self._worker.wake()  # the append includes a sync, and a sender waits for none
-        elif not self._outbox.drain(0) or self._outbox.blocked:
+        begun = time.monotonic()
+        if self._ctx.always or begun < self._slow_until:
+            self._worker.wake()  # the append includes a sync, or takes long, and a sender waits for neither
+            return
+        if not self._outbox.drain(0) or self._outbox.blocked:
             self._worker.wake()
+        now = time.monotonic()
+        if now - begun > _SLOW_S:
+            self._slow_until = now + _SLOW_FOR_S
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 

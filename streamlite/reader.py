@@ -23,7 +23,7 @@ from streamlite.format import HEADER_BYTES, BadBatch, BatchHeader, ShortBatch, u
 from streamlite.partition import Partition
 from streamlite.segment import Segment
 
-__all__ = ["Cursor", "cap_offset", "offset_for_time"]
+__all__ = ["Cursor", "batches_left", "cap_offset", "offset_for_time"]
 
 READ_BYTES: Final = 1 << 20
 """One read of the file: large enough that the system call is a hundredth of the work on what it brings."""
@@ -210,6 +210,19 @@ class Cursor:
             self.offset = max(self.offset, batch.header.next_offset)
 
 
+def batches_left(partition: Partition, start: int, stop: int) -> Iterator[Batch]:
+    """Every batch with something from `start` up to `stop`; what is removed while somebody reads is passed over."""
+    cursor = Cursor(partition, start)
+    while True:
+        try:
+            yield from cursor.batches(stop)
+            return
+        except OffsetOutOfRangeError:
+            if partition.start() <= cursor.offset:
+                raise
+            cursor.seek(partition.start())
+
+
 def offset_for_time(partition: Partition, timestamp_ms: int) -> int | None:
     """The first offset whose message has that timestamp or a later one; `None` when there is none."""
     end, start = partition.end(), partition.slot.get(START)
@@ -222,11 +235,10 @@ def offset_for_time(partition: Partition, timestamp_ms: int) -> int | None:
             continue  # a sealed segment's last entry stands for its end: nothing in it is later than that
         until = end if following is None else following.base
         floor = segment.floor_time(timestamp_ms)
-        cursor = Cursor(partition, max(floor.offset, start))
-        for batch in cursor.batches(until):
+        for batch in batches_left(partition, max(floor.offset, start), until):
             if batch.header.max_timestamp >= timestamp_ms:
                 for offset, timestamp in zip(batch.offsets, batch.timestamps, strict=True):
-                    if timestamp >= timestamp_ms and offset >= start:
+                    if timestamp >= timestamp_ms and offset >= partition.slot.get(START):
                         return offset
     return None
 
@@ -250,8 +262,7 @@ def _first_of_later_epoch(partition: Partition, offset: int, epoch: int) -> int:
     segments = list(partition.log.segments(changes).values())
     first = max(bisect_left(segments, True, key=lambda one: _begins_later(one, epoch)) - 1, 0)
     start = segments[first].base if segments else 0
-    cursor = Cursor(partition, max(start, partition.slot.get(START)))
-    for batch in cursor.batches(min(offset, partition.end())):
+    for batch in batches_left(partition, max(start, partition.start()), min(offset, partition.end())):
         if batch.header.epoch > epoch:
             return batch.header.base_offset
     return offset

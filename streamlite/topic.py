@@ -14,7 +14,7 @@ from streamlite.errors import ConfigError, OffsetOutOfRangeError, SerdeError, no
 from streamlite.message import Columns, Message, TopicPartition
 from streamlite.outgoing import check_partition
 from streamlite.partition import Partition
-from streamlite.reader import Cursor
+from streamlite.reader import batches_left
 from streamlite.registry import TopicState
 from streamlite.serde import Serde, encode_raw
 
@@ -127,7 +127,7 @@ class Topic:
         self, partition: Partition, start: int, stop: int, since_ms: int | None, until_ms: int | None
     ) -> Iterator[tuple[Batch, int, int]]:
         """`(batch, first place, place after the last)` within the offsets; batches of other times are left out."""
-        for batch in _all_batches(partition, start, stop):
+        for batch in batches_left(partition, start, stop):
             header = batch.header
             if since_ms is not None and header.max_timestamp < since_ms:
                 continue
@@ -238,19 +238,6 @@ class Topic:
     def _writable(self) -> TopicState:
         self._engine.ctx.check_writable()
         return self._current()
-
-
-def _all_batches(partition: Partition, start: int, stop: int) -> Iterator[Batch]:
-    """What is left of these offsets: what was truncated while somebody was reading is passed over."""
-    cursor = Cursor(partition, start)
-    while True:
-        try:
-            yield from cursor.batches(stop)
-            return
-        except OffsetOutOfRangeError:
-            if partition.start() <= cursor.offset:
-                raise
-            cursor.seek(partition.start())
 
 
 def _within(timestamp: int, since_ms: int | None, until_ms: int | None) -> bool:

@@ -183,7 +183,8 @@ class LocalFifo(_Descriptor, Fifo):
             self._poll = select.poll()
             self._poll.register(self._fd, select.POLLIN)
         try:
-            if self._poll.poll(None if timeout is None else min(timeout, 1e6) * 1000):
+            # A negative number would be "for ever" to poll(2).
+            if self._poll.poll(None if timeout is None else max(0.0, min(timeout, 1e6)) * 1000):
                 os.read(self._fd, 4096)
         except BlockingIOError:
             return  # somebody else took it
@@ -341,10 +342,15 @@ class LocalFiles(Files):
         if create:
             try:
                 os.mkfifo(at, 0o600)
+                os.chmod(at, 0o600)
             except OSError as error:
                 _fail("create", at, error)
         # Read and write: so opening waits for nobody, and a write when the reader is gone raises no SIGPIPE.
-        return self._opened(LocalFifo, path, os.O_RDWR | os.O_NONBLOCK)
+        fifo = self._opened(LocalFifo, path, os.O_RDWR | os.O_NONBLOCK)
+        if not stat.S_ISFIFO(os.fstat(fifo.fileno()).st_mode):
+            # Of a file, which a copy may have made of it, every wait would end at once.
+            raise StorageError(f"cannot open {at}: it is no named pipe; remove it", errno=errno.EINVAL, path=at)
+        return fifo
 
     def map(self, path: str, offset: int, size: int) -> memoryview:
         flags = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT

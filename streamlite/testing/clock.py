@@ -65,7 +65,9 @@ class VirtualClock(Clock):
     def __init__(self, start_ms: int = 1_700_000_000_000) -> None:
         self._start_ms = start_ms
         self._now = 0.0
-        self._mutex = threading.Lock()  # guards all below; taken after a condition's lock, never before one
+        # Guards all below; taken after a condition's lock, never before one. Re-entrant, because a signal handler may
+        # notify in a thread that has it: so whoever goes through a set here goes through a copy.
+        self._mutex = threading.RLock()
         self._workers: dict[object, int] = {}  # worker -> thread that runs it, 0 before that began
         self._waits: set[_Wait] = set()  # whose threads wait
         self._leaving: set[_Wait] = set()  # due or notified, but their threads have not left them yet
@@ -134,18 +136,19 @@ class VirtualClock(Clock):
             if self._now >= wait.deadline:
                 self._end(wait)
             elif wait in self._waits and self._all_wait():
-                earliest = min(one.deadline for one in self._waits)
+                earliest = min(one.deadline for one in self._waits.copy())
                 if earliest < _FOREVER:
                     self._move(earliest)
             return wait not in self._waits
 
     def _all_wait(self) -> bool:
         """Whether every worker waits, at least one caller too, and nobody is on the way out of a wait."""
-        threads = {wait.thread for wait in self._waits}
+        threads = {wait.thread for wait in self._waits.copy()}
         workers = set(self._workers.values())
         return not self._leaving and workers <= threads and not threads <= workers
 
     def _move(self, now: float) -> None:
         self._now = now
-        for wait in [wait for wait in self._waits if wait.deadline <= now]:
-            self._end(wait)
+        for wait in self._waits.copy():
+            if wait.deadline <= now:
+                self._end(wait)

@@ -361,6 +361,19 @@ def test_losing_partitions_with_a_callback_that_fails_stops_none(bus: Bus, clock
     assert one.assignment() == {TP, TP1}
 
 
+def test_a_consumer_that_could_not_be_opened_is_no_member(bus: Bus) -> None:
+    filled(bus)
+
+    def fail(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bus.consumer("t", group="g", on_assign=fail)
+    with bus.consumer("t", group="g") as consumer:
+        assert consumer.assignment() == {TP, TP1}
+        assert len(bus.group("g").members) == 1
+
+
 def test_wait_assigned(bus: Bus) -> None:
     bus.topic("t", partitions=2)
     one = bus.consumer("t", group="g")
@@ -632,10 +645,10 @@ def test_a_second_member_of_a_name_fences_the_first(bus: Bus) -> None:
     assert len(mine) == 1
     second = static(bus, "a", auto_commit=False)
     assert second.assignment() == mine  # at once: who was replaced has nothing to give up
-    with pytest.raises(errors.FencedError, match="'?a'?"):
+    with pytest.raises(errors.FencedError, match=r"\ba\b"):
         one.commit(dict.fromkeys(mine, 3))
     for _ in range(3):
-        with pytest.raises(errors.FencedError, match="'?a'?"):
+        with pytest.raises(errors.FencedError, match=r"\ba\b"):
             one.poll()
     second.commit(dict.fromkeys(mine, 2))
     one.close()

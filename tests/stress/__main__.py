@@ -4,8 +4,8 @@
     python -m tests.stress --seconds 28800               # eight hours, before a release
     python -m tests.stress --seed 7 --processes 16       # one set of options again
 
-A run is a row of rounds of --round seconds. Each round has a bus of its own and draws everything from its seed, which is
-printed first: partitions, sync level, size of segments, assignor; for each member whether it commits automatically,
+A run is a row of rounds of --round seconds. Each round has a bus of its own and draws everything from its seed, which
+is printed first: partitions, sync level, size of segments, assignor; for each member whether it commits automatically,
 polls or iterates, is static. Every process writes down what it did; when the round is over tests/stress/history.py
 compares all that with the log. Seeds rise by one from round to round. The same seed draws the same options and strikes;
 when they hit what is up to the machine.

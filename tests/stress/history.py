@@ -1,14 +1,14 @@
 """The history checker: what processes did to a bus, as they wrote it down themselves, against what streamlite promises.
 
-Every process writes its own file of JSON lines, each in one call, so that what it wrote before it was killed is there.
-An event is an `invoke`, which `ok`, `fail` or nothing follows (a process was killed: it may have happened or not), or an
-`info`, something that is so. Times are of the monotonic clock, which all processes of a machine share. A note is made
-after what it says is true (a delivery, an ownership) and before anything follows from it (a commit of what was
-processed), so times are only compared in the direction in which they prove something: no check errs on the bad side.
+Every process writes its own file of JSON lines, each in one call, so that what it wrote before it was killed is
+there. An event is an `invoke`, which `ok`, `fail` or nothing follows (a process was killed: it may have happened or
+not), or an `info`, something that is so. Times are of the monotonic clock, which all processes of a machine share. A
+note is made after what it says is true (a delivery, an ownership) and before anything follows from it (a commit of what
+was processed), and times are compared only in the direction in which they prove something: nothing good is called bad.
 
 | op | who | what |
 |---|---|---|
-| `send` | producer | invoke: `values`, `partitions` (`None`: not known); ok: `placed`, `[partition, offset]` or `None` (failed) each |
+| `send` | producer | invoke: `values`, `partitions` (`None`: not known); ok: `placed`, a pair or `None` (failed) each |
 | `tx` | producer | as `send`, all or nothing; info `tx-commit` before it leaves the block; fail: aborted |
 | `assign` | member | info: `partition`, `generation` of this ownership, `offset` to go on from |
 | `end` | member | info: `partition` is no longer its own, as far as it knows |
@@ -25,6 +25,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ class Event(msgspec.Struct, omit_defaults=True):
 def load(directory: Path) -> list[list[Event]]:
     """The histories in a directory, one for each process. Only a killed process may have left half a line, its last."""
     decode = msgspec.json.Decoder(Event).decode
-    return [[decode(line) for line in path.read_bytes().split(b"\n")[:-1]] for path in sorted(directory.glob("*.jsonl"))]
+    return [
+        [decode(line) for line in path.read_bytes().split(b"\n")[:-1]] for path in sorted(directory.glob("*.jsonl"))
+    ]
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,9 @@ def check_delivery(world: World, report: Report) -> None:
             elif event.op == "deliver":
                 report.candidates["delivery"] += 1
                 expected = following.get(partition)
-                wrong = expected is None or event.offset > expected or (event.offset < expected and partition not in again)
+                wrong = (
+                    expected is None or event.offset > expected or (event.offset < expected and partition not in again)
+                )
                 if wrong:
                     report.say("delivery", f"{event.process} got {partition}/{event.offset} where {expected} was due")
                 following[partition] = event.offset + len(event.values)
@@ -295,7 +300,7 @@ def check_ownership(world: World, report: Report) -> None:
                     report.say("after ownership", f"{event.process} committed under {generation}; {what}")
                     break
     for partition, owners in world.owners.items():
-        for one, following in zip(owners, owners[1:], strict=False):
+        for one, following in pairwise(owners):
             # One member may be asked to give it up, do so, and be told to keep it: then its ownership never ended.
             if one.generation == following.generation and one.process != following.process:
                 who = f"{one.process} and {following.process}"
@@ -304,7 +309,7 @@ def check_ownership(world: World, report: Report) -> None:
 
 def check_backwards(world: World, report: Report) -> None:
     """What is committed never goes back: a commit of somebody whose time was over would take it there."""
-    known: dict[int, list[tuple[int, float, int, str]]] = defaultdict(list)  # partition -> generation, time, offset, who
+    known: dict[int, list[tuple[int, float, int, str]]] = defaultdict(list)  # (generation, time, offset, who)
     for event in world.committed():
         for partition, (offset, generation) in event.offsets.items():
             known[partition].append((generation, event.time, offset, f"{event.process} committed"))
@@ -315,7 +320,9 @@ def check_backwards(world: World, report: Report) -> None:
     for partition, seen in known.items():
         _rising(report, partition, [(offset, who) for _, _, offset, who in sorted(seen)])
     for partition in {partition for event in looks for partition in event.offsets}:
-        seen_at = [(event.offsets[partition][0], f"at {event.time:.3f}") for event in looks if partition in event.offsets]
+        seen_at = [
+            (event.offsets[partition][0], f"at {event.time:.3f}") for event in looks if partition in event.offsets
+        ]
         _rising(report, partition, seen_at)
 
 

@@ -1,7 +1,7 @@
 """One process of a stress run: a producer or a member of the group, which writes its history and ends on SIGTERM.
 
-Run by the controller as `python -m tests.stress.worker DIRECTORY NAME OPTIONS`, the options in JSON. Whatever goes wrong
-that may not is an exception, and an exit status that the controller sees.
+Run by the controller as `python -m tests.stress.worker DIRECTORY NAME OPTIONS`, the options in JSON. Whatever goes
+wrong that may not is an exception, and an exit status that the controller sees.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ stop = threading.Event()
 
 
 def open_bus(directory: Path, options: Options) -> streamlite.Bus:
-    return streamlite.open(directory / "bus", sync=options.sync, lock_timeout=options.lock_timeout)
+    """The bus; whoever was stopped with its lock is continued sooner or later."""
+    while True:
+        try:
+            return streamlite.open(directory / "bus", sync=options.sync, lock_timeout=options.lock_timeout)
+        except LockTimeoutError:
+            stop.wait(0.01)
 
 
 # --- a producer ---------------------------------------------------------------------------------------------------
@@ -83,8 +89,14 @@ def open_bus(directory: Path, options: Options) -> streamlite.Bus:
 def produce(directory: Path, name: str, options: Options) -> None:
     """Send bursts of unique values, to partitions, by key or neither, until told to stop."""
     rng, record = random.Random(options.seed), Recorder(directory / "history", name)
+    # To close takes the bus's lock, and whoever has it may be stopped: nothing is lost by that.
+    with suppress(LockTimeoutError), open_bus(directory, options) as bus:
+        send_until_stopped(bus, rng, record, name, options)
+
+
+def send_until_stopped(bus: streamlite.Bus, rng: random.Random, record: Recorder, name: str, options: Options) -> None:
     numbers = itertools.count()
-    with open_bus(directory, options) as bus, bus.producer(linger_ms=rng.choice((0, 1, 5))) as producer:
+    with bus.producer(linger_ms=rng.choice((0, 1, 5))) as producer:
         topic = bus.topic(TOPIC)
         while not stop.is_set():
             burst = rng.choice((1, 1, 2, 10, 100))
@@ -133,6 +145,16 @@ class Member:
         """What a `commit()` would commit: partition to the offset after the last one handed out."""
 
     def run(self) -> None:
+        while not stop.is_set():
+            try:
+                self.belong()
+            except LockTimeoutError as error:  # in joining or leaving: somebody was stopped with the group's lock
+                self.record("info", "timeout", error=str(error))
+                for partition in list(self.owned):
+                    self.end(partition)
+
+    def belong(self) -> None:
+        """Be a member until told to stop."""
         options = self.options
         with self.bus.consumer(
             TOPIC,
@@ -163,9 +185,12 @@ class Member:
 
     def on_end(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for tp in partitions:
-            self.owned.pop(tp.partition, None)
-            self.handed.pop(tp.partition, None)
-            self.record("info", "end", partition=tp.partition)
+            self.end(tp.partition)
+
+    def end(self, partition: int) -> None:
+        self.owned.pop(partition, None)
+        self.handed.pop(partition, None)
+        self.record("info", "end", partition=partition)
 
     def poll(self, consumer: Consumer) -> None:
         """Batches; with manual commits now and then a commit of all, of one message, or of offsets."""
@@ -253,7 +278,7 @@ def consume(directory: Path, name: str, options: Options) -> None:
             failures.append(error)
             stop.set()
 
-    with open_bus(directory, options) as bus, open_bus(directory, options) as other:
+    with suppress(LockTimeoutError), open_bus(directory, options) as bus, open_bus(directory, options) as other:
         others = [threading.Thread(target=run, args=("b", other))] if options.consumers > 1 else []
         for thread in others:
             thread.start()

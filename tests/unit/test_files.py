@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from streamlite.errors import StorageError
-from streamlite.files import File, Files, MissingFile
+from streamlite.errors import StorageError, UnsupportedError
+from streamlite.files import File, Files, MissingFile, after_fork_in_child, process_id
 from streamlite.files.local import LocalFiles
 from streamlite.files.memory import MemoryFiles
+from tests.unit.batches import in_child
 
 PAGE = 4096
 
@@ -404,6 +406,22 @@ def test_bytes_that_are_there_are_mapped(files: Files) -> None:
 def test_the_boot_is_a_number_of_64_bits_and_stays(files: Files) -> None:
     assert 0 < files.boot_id() < 1 << 64
     assert files.boot_id() == files.boot_id()
+
+
+def test_nobody_rings_in_memory() -> None:
+    with pytest.raises(UnsupportedError):
+        MemoryFiles().fifo("bell", create=True)
+
+
+def test_this_process_has_a_number() -> None:
+    assert process_id() == os.getpid()
+
+
+def test_a_child_hears_that_it_is_one() -> None:
+    heard: list[str] = []
+    after_fork_in_child(lambda: heard.append("child"))
+    assert in_child(lambda: heard) == "['child']"
+    assert heard == []
 
 
 def test_a_seam_closes_more_than_once(files: Files) -> None:

@@ -293,6 +293,7 @@ def test_reading_only_changes_nothing(files: LocalFiles, root: Path) -> None:
     reader = LocalFiles(str(root), read_only=True)
     for call in (
         lambda: reader.lock("lock"),
+        lambda: reader.fifo("bell", create=True),
         lambda: reader.make_dir("e"),
         lambda: reader.rename("a", "b"),
         lambda: reader.remove("a"),
@@ -678,6 +679,84 @@ def test_a_lock_lost_in_a_change_of_kind_is_said(files: LocalFiles, monkeypatch:
     monkeypatch.setattr(module.fcntl, "flock", flock)
     with pytest.raises(StorageError, match="cannot take back the lock"):
         first.acquire()
+
+
+# -- named pipes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_ring_is_kept_for_who_waits_next(files: LocalFiles) -> None:
+    mine, theirs = files.fifo("bell", create=True), files.fifo("bell")
+    theirs.ring()
+    theirs.ring()
+    mine.wait(None)  # ends at once
+    before = os.stat(mine.fileno())
+    mine.wait(0)  # every ring so far was taken: nothing is left to read
+    assert stat.S_ISFIFO(before.st_mode)
+    with pytest.raises(BlockingIOError):
+        os.read(mine.fileno(), 1)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, -0.001, -5])
+def test_a_wait_at_a_silent_pipe_ends(files: LocalFiles, timeout: float) -> None:
+    files.fifo("bell", create=True).wait(timeout)
+
+
+def test_a_wait_ends_with_a_ring_from_elsewhere(files: LocalFiles) -> None:
+    fifo = files.fifo("bell", create=True)
+    waiter = threading.Thread(target=fifo.wait, args=(None,))
+    waiter.start()
+    files.fifo("bell").ring()
+    waiter.join(20)
+    assert not waiter.is_alive()
+
+
+def test_a_wait_without_an_end_may_be_absurdly_long(files: LocalFiles) -> None:
+    fifo = files.fifo("bell", create=True)
+    fifo.ring()
+    fifo.wait(1e300)
+
+
+def test_a_pipe_full_of_rings_takes_more(files: LocalFiles) -> None:
+    fifo = files.fifo("bell", create=True)
+    for _ in range(100_000):
+        fifo.ring()
+    fifo.wait(None)
+
+
+def test_to_ring_where_nobody_waits_any_more_is_fine(files: LocalFiles) -> None:
+    mine, theirs = files.fifo("bell", create=True), files.fifo("bell")
+    del mine
+    theirs.ring()
+    files.remove("bell")
+    theirs.ring()
+    with pytest.raises(MissingFile):
+        files.fifo("bell")
+
+
+def test_a_pipe_is_the_owners_alone_whatever_the_umask(umask: int, root: Path) -> None:
+    LocalFiles(str(root)).fifo("bell", create=True).ring()
+    assert mode(root / "bell") == 0o600
+
+
+def test_a_name_that_is_taken_gets_no_pipe(files: LocalFiles, root: Path) -> None:
+    files.open("a", create=True)
+    for create in (False, True):
+        with pytest.raises(StorageError) as caught:
+            files.fifo("a", create=create)
+        assert not isinstance(caught.value, MissingFile)
+    (root / "link").symlink_to(root / "a")
+    with pytest.raises(StorageError):
+        files.fifo("link")
+    assert files.read_file("a") == b""
+
+
+def test_a_child_rings_none_of_its_parents_pipes(files: LocalFiles) -> None:
+    fifo = files.fifo("bell", create=True)
+    fifo.wait(0)
+    assert in_child(fifo.ring) == "ForkedError"
+    assert in_child(lambda: fifo.wait(None)) == "ForkedError"
+    assert in_child(lambda: files.fifo("bell").ring()) == "None"
+    fifo.wait(None)
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------

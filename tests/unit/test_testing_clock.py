@@ -328,6 +328,28 @@ def test_any_way_to_notify_is_heard(
         assert caller.left() == (True, 0.0)
 
 
+@pytest.mark.parametrize("when", ["_all_wait", "_move", "_end", "_is_over"])
+def test_a_signal_handler_may_notify_in_the_middle_of_anything(
+    clock: VirtualClock, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    condition = threading.Condition()
+    real = getattr(VirtualClock, when)
+    handled: list[str] = []
+
+    def interrupted(self: VirtualClock, *given: Any) -> Any:
+        if not handled:
+            handled.append(when)
+            with condition:
+                condition.notify_all()
+        return real(self, *given)
+
+    monkeypatch.setattr(VirtualClock, when, interrupted)
+    with condition:
+        clock.wait(condition, 60)
+    assert handled
+    assert not wait(clock, 5)
+
+
 def test_to_notify_without_the_lock_is_still_an_error(clock: VirtualClock) -> None:
     condition = threading.Condition(threading.Lock())
     with condition:
