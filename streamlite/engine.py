@@ -27,7 +27,7 @@ from typing import Any, Final
 from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
 from streamlite.counters import FAILED, FLAGS, INCARNATION, RECOVER, SYNCED, Counters, SlotState
-from streamlite.errors import FormatError, StreamliteError, UnsupportedError
+from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child
 from streamlite.files.memory import MemoryFiles
 from streamlite.locks import Guard
@@ -101,12 +101,14 @@ class Engine:
                 engine._begin()
             else:
                 ctx.counters.require(files.boot_id())
-            while not open_lock.acquire(shared=True):
-                pass  # only another opener or closer holds it alone, and only under the lock that we hold
+            if location != MEMORY:
+                ctx.bell.share(files, first=first)
+            if not open_lock.acquire(shared=True):
+                # Only an opener or a closer holds it alone, and only under the lock that we hold.
+                raise LockTimeoutError(f"{files.root}/{OPEN_LOCK} is held by something that is no bus; open again")
         finally:
             lock.release()
         if location != MEMORY:
-            ctx.bell.share(files, first=first)
             engine.syncer = Syncer(ctx, engine.registry, sync_interval_s)
             ctx.on_sealed = engine.syncer.woken
             if sync != "never":
