@@ -202,6 +202,6 @@ def _offsets(header: BatchHeader, column: list[int] | None) -> list[int]:
     if column is None or len(column) != header.count:
         raise BadBatch("a compacted batch without its offsets")
     rising = all(map(int.__lt__, column, column[1:]))
-    if not rising or column[-1] > header.last_delta:
+    if column and (not rising or column[0] < 0 or column[-1] > header.last_delta):
         raise BadBatch("offsets that do not rise within their batch")
     return [header.base_offset + difference for difference in column]

@@ -37,7 +37,7 @@ from streamlite.format import (
     verify,
 )
 from streamlite.partition import Partition
-from streamlite.segment import Found, IndexBuilder, Segment, walk_verified
+from streamlite.segment import NEVER_MS, Found, IndexBuilder, Segment, walk_verified
 
 __all__ = ["compact"]
 
@@ -53,22 +53,26 @@ _BATCH_BYTES: Final = 1 << 20
 
 def compact(partition: Partition, now_ms: int, *, force: bool) -> None:
     """One pass over a partition. `force`: the active segment is sealed first, and no ratio is asked for."""
-    sealed = _sealed(partition, force=force)
+    sealed, active = _sealed(partition, force=force)
     if not sealed or not (force or _is_worthwhile(sealed)):
         return
-    last, covered = _last_offsets(sealed)
-    for group in _groups(sealed[:covered], partition.topic.settings.segment_bytes):
+    # A message that is safe must not go for a later one that is not.
+    partition.sync(sealed_only=True)
+    sources = _ends(sealed, active)
+    last, covered = _last_offsets(sources)
+    for group in _groups(sources[:covered], partition.topic.settings.segment_bytes):
         _Rewrite(partition, group, last, now_ms).run()
 
 
-def _sealed(partition: Partition, *, force: bool) -> list[Segment]:
+def _sealed(partition: Partition, *, force: bool) -> tuple[list[Segment], int]:
+    """The sealed segments, and where the active one begins."""
     partition.lock()
     try:
         if force:
             partition.roll()
         slot = partition.slot
         active = slot.get(ACTIVE)
-        return [s for s in partition.log.segments(slot.get(CHANGES)).values() if s.base < active]
+        return [s for s in partition.log.segments(slot.get(CHANGES)).values() if s.base < active], active
     finally:
         partition.unlock()
 
@@ -79,17 +83,19 @@ def _is_worthwhile(sealed: Sequence[Segment]) -> bool:
     return dirty > 0 and dirty >= DIRTY_RATIO * sum(size for _, size in sizes)
 
 
-def _batches(segment: Segment) -> Iterator[Batch]:
-    """Every batch of a sealed segment; nothing may be missing, or the segment is left as it is."""
+def _batches(segment: Segment, until: int) -> Iterator[Batch]:
+    """Every batch of a sealed segment up to offset `until`; nothing may be missing, or the segment is left as it is."""
     file = segment.file()
     size = file.size()
-    position = 0
+    position, expected = 0, segment.base
     for found in walk_verified(file, 0, size):
+        if found.header.base_offset != expected:
+            break
         data = file.read(found.header.total_bytes, found.position)
         header = unpack_header(data)
         yield decode(header, verify(header, data))
-        position = found.position + found.header.total_bytes
-    if position != size:
+        position, expected = found.position + found.header.total_bytes, header.next_offset
+    if position != size or expected != until:
         raise CorruptionError(
             f"{segment.log_path} is damaged at position {position}: it is left as it is",
             file=segment.log_path,
@@ -97,11 +103,16 @@ def _batches(segment: Segment) -> Iterator[Batch]:
         )
 
 
-def _last_offsets(sealed: Sequence[Segment]) -> tuple[dict[bytes, int], int]:
+def _ends(sealed: Sequence[Segment], active: int) -> list[tuple[Segment, int]]:
+    """Each sealed segment with the offset after its last one."""
+    return list(zip(sealed, [*(segment.base for segment in sealed[1:]), active], strict=True))
+
+
+def _last_offsets(sealed: Sequence[tuple[Segment, int]]) -> tuple[dict[bytes, int], int]:
     """The last offset of each key, and how many segments that speaks for."""
     last: dict[bytes, int] = {}
-    for count, segment in enumerate(sealed):
-        for batch in _batches(segment):
+    for count, (segment, until) in enumerate(sealed):
+        for batch in _batches(segment, until):
             for key, offset in zip(batch.keys, batch.offsets, strict=True):
                 if key is not None:
                     last[_digest(key)] = offset
@@ -113,15 +124,15 @@ def _last_offsets(sealed: Sequence[Segment]) -> tuple[dict[bytes, int], int]:
 _digest = xxhash.xxh3_128_digest
 
 
-def _groups(sealed: Sequence[Segment], size_max: int) -> Iterator[list[Segment]]:
-    group: list[Segment] = []
+def _groups(sealed: Sequence[tuple[Segment, int]], size_max: int) -> Iterator[list[tuple[Segment, int]]]:
+    group: list[tuple[Segment, int]] = []
     size = 0
-    for segment in sealed:
+    for segment, until in sealed:
         bytes_ = segment.file().size()
         if group and size + bytes_ > size_max:
             yield group
             group, size = [], 0
-        group.append(segment)
+        group.append((segment, until))
         size += bytes_
     if group:
         yield group
@@ -130,9 +141,13 @@ def _groups(sealed: Sequence[Segment], size_max: int) -> Iterator[list[Segment]]
 class _Rewrite:
     """Writes one segment in place of several."""
 
-    def __init__(self, partition: Partition, group: Sequence[Segment], last: dict[bytes, int], now_ms: int) -> None:
+    def __init__(
+        self, partition: Partition, group: Sequence[tuple[Segment, int]], last: dict[bytes, int], now_ms: int
+    ) -> None:
         self._partition = partition
-        self._group = group
+        self._sources = group
+        self._group = [segment for segment, _ in group]
+        self._covered = group[0][0].base  # the batches written so far stand for all offsets below
         self._last = last
         self._now = now_ms
         self._start = partition.slot.get(START)
@@ -144,18 +159,8 @@ class _Rewrite:
         self._builder = IndexBuilder()
         self._position = 0
         self._dropped = False
-        generation = max(segment.generation for segment in group) + 1
-        until = self._until()
-        self._target = partition.log.compacted(group[0].base, until, generation)
-
-    def _until(self) -> int:
-        """The offset after those the group stands for."""
-        last = self._group[-1]
-        if last.generation:
-            return last.next
-        following = self._partition.log.after(last, self._partition.slot.get(CHANGES))
-        assert following is not None  # the active segment at least
-        return following.base
+        generation = max(segment.generation for segment in self._group) + 1
+        self._target = partition.log.compacted(self._covered, group[-1][1], generation)
 
     def run(self) -> None:
         """Write, and swap unless nothing would change."""
@@ -164,10 +169,10 @@ class _Rewrite:
         try:
             file = files.open(scratch, create=True)
             file.truncate(0)
-            for segment in self._group:
-                for batch in _batches(segment):
+            for segment, until in self._sources:
+                for batch in _batches(segment, until):
                     self._take(batch, file)
-            self._flush(file)
+            self._flush(file, last=True)
             if not self._dropped and len(self._group) == 1:
                 return
             file.sync()
@@ -209,26 +214,38 @@ class _Rewrite:
             self._horizon = max(self._horizon or 0, horizon)
         return True
 
-    def _flush(self, file: File) -> None:
+    def _flush(self, file: File, *, last: bool = False) -> None:
+        """Write what is kept so far as one batch.
+
+        Batches tile the segment: each begins where the one before ended, whatever is missing in between, and the last
+        reaches to the segment's end, be it empty. So a file that ends early is noticed.
+        """
         rows = self._rows
-        if not rows:
+        if not rows and not (last and self._covered < self._target.next):
             return
-        offsets, timestamps, keys, values, headers = zip(*rows, strict=True)
-        base, greatest, steps = timestamp_steps(timestamps)
-        column = [pairs or None for pairs in headers] if any(headers) else None
-        content = encode_payload(
-            keys, values, steps, column, [offset - offsets[0] for offset in offsets], self._horizon
-        )
-        chosen = codec(self._partition.topic.settings.compression)
-        payload = chosen.compress(content)
+        base, until = self._covered, self._target.next if last else rows[-1][0] + 1
+        payload, content_bytes, codec_id, times = self._payload(rows, base)
         header = BatchHeader(
-            ENCODING_NATIVE, chosen.id, FLAG_COMPACTED, len(payload), len(content), len(rows), offsets[-1] - offsets[0],
-            offsets[0], base, greatest, self._synced, self._epoch, 0, NO_PRODUCER, NO_SEQUENCE, NO_TRANSACTION,
+            ENCODING_NATIVE, codec_id, FLAG_COMPACTED, len(payload), content_bytes, len(rows), until - base - 1,
+            base, *times, self._synced, self._epoch, 0, NO_PRODUCER, NO_SEQUENCE, NO_TRANSACTION,
         )  # fmt: skip
         file.write([pack_header(header, payload), payload], self._position)
         self._builder.add(Found(header, self._position))
         self._position += header.total_bytes
+        self._covered = until
         self._rows, self._rows_bytes, self._horizon = [], 0, None
+
+    def _payload(self, rows: Sequence[Any], base: int) -> tuple[bytes, int, int, tuple[int, int]]:
+        """`(payload, its size before compression, the codec's number, (base, greatest) timestamp)` of these rows."""
+        chosen = codec(self._partition.topic.settings.compression)
+        if not rows:
+            content = encode_payload(None, None, None, None, [])
+            return chosen.compress(content), len(content), chosen.id, (NEVER_MS, NEVER_MS)
+        offsets, timestamps, keys, values, headers = zip(*rows, strict=True)
+        first, greatest, steps = timestamp_steps(timestamps)
+        column = [pairs or None for pairs in headers] if any(headers) else None
+        content = encode_payload(keys, values, steps, column, [offset - base for offset in offsets], self._horizon)
+        return chosen.compress(content), len(content), chosen.id, (first, greatest)
 
     def _swap(self, scratch: str) -> None:
         """Under the lock: the new segment takes its place, unless retention was quicker."""

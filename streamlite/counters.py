@@ -30,7 +30,7 @@ _DETAILS: Final = 15
 _USED: Final = 12
 
 # Words of the header page.
-READY, BOOT, INSTANCE, EPOCH, TOPICS, GENERATION, ALIVE = range(7)
+READY, BOOT, INSTANCE, EPOCH, TOPICS, UNNAMED = range(6)
 READY_MARK: Final = 0x31306574696C7473  # "stlite01"
 
 # Words of a slot, the published end apart.
@@ -196,6 +196,24 @@ class Counters:
         header[BOOT], header[INSTANCE], header[EPOCH] = boot, instance, epoch
         header[TOPICS] += 1
         header[READY] = READY_MARK
+
+    def revise(self, on_disk: dict[int, int]) -> None:
+        """After a stop of all processes but not of the machine: every log is to be read before its words are believed.
+
+        What only the words know (what is synced, and what failed to be) stays. In place, so that whoever is killed in the
+        middle leaves something to be revised again. `on_disk`: slot to incarnation of the partitions there are.
+        """
+        for block in range(self.blocks_on_file()):
+            for slot in self.occupied(block):
+                if on_disk.get(slot.number) != slot.get(INCARNATION):
+                    slot.store(SlotState())
+        for number, incarnation in on_disk.items():
+            slot = self.slot(number)
+            if slot.get(INCARNATION) == incarnation:
+                slot.set(FLAGS, RECOVER)
+            else:
+                slot.store(SlotState(incarnation=incarnation, flags=RECOVER))
+        self.header[TOPICS] += 1
 
     def _clear(self) -> None:
         zeros = bytes(BLOCK_BYTES - PAGE)

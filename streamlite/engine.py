@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
-from streamlite.counters import FAILED, FLAGS, INCARNATION, RECOVER, SYNCED, Counters, SlotState
+from streamlite.counters import FAILED, FLAGS, RECOVER, Counters, SlotState
 from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child
 from streamlite.files.memory import MemoryFiles
@@ -97,15 +97,12 @@ class Engine:
             first = open_lock.acquire()
             ctx = Context(files, Counters(files), clock, sync=sync, lock_timeout=lock_timeout, read_only=False)
             engine = cls(ctx, identity, lock, open_lock)
-            if first:
-                engine._begin()
-            else:
-                ctx.counters.require(files.boot_id())
-            if location != MEMORY:
-                ctx.bell.share(files, first=first)
-            if not open_lock.acquire(shared=True):
-                # Only an opener or a closer holds it alone, and only under the lock that we hold.
-                raise LockTimeoutError(f"{files.root}/{OPEN_LOCK} is held by something that is no bus; open again")
+            try:
+                engine._join(first, share=location != MEMORY)
+            except BaseException:
+                _engines.discard(engine)
+                open_lock.release()
+                raise
         finally:
             lock.release()
         if location != MEMORY:
@@ -128,34 +125,39 @@ class Engine:
         ctx.follow(None)
         return cls(ctx, identity, ctx.guard(BUS_LOCK, "a bus that is only read"), None)
 
+    def _join(self, first: bool, *, share: bool) -> None:
+        """Become one of those who have the bus open."""
+        ctx = self.ctx
+        if first:
+            self._begin()
+        else:
+            ctx.counters.require(ctx.files.boot_id())
+        if share:
+            ctx.bell.share(ctx.files, first=first)
+        if not self._open_lock.acquire(shared=True):
+            # Only an opener or a closer holds it alone, and only under the lock that we hold.
+            raise LockTimeoutError(f"{ctx.files.root}/{OPEN_LOCK} is held by something that is no bus; open again")
+
     # -- the first ----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Make the counters true, as the only one who has the bus open."""
         ctx, files = self.ctx, self.ctx.files
         boot = files.boot_id()
+        files.make_dir("topics")
         clean = read_clean(files, self.identity)
-        epoch = read_epoch(files)
-        if clean is None:
-            same_boot = ctx.counters.usable(boot)
-            on_disk = self.registry.slots_on_disk()
-            if not same_boot and on_disk:
-                epoch += 1
-                write_epoch(files, epoch)
-            states = {number: self._doubtful(number, inc, same_boot) for number, inc in on_disk.items()}
+        if clean is None and ctx.counters.usable(boot):
+            ctx.counters.revise(self.registry.slots_on_disk())
         else:
-            states = clean
-        ctx.counters.reset(states, boot, secrets.randbits(62), epoch)
+            epoch = read_epoch(files)
+            if clean is None:
+                on_disk = self.registry.slots_on_disk()
+                clean = {slot: SlotState(incarnation=one, flags=RECOVER) for slot, one in on_disk.items()}
+                if on_disk:
+                    epoch += 1
+                    write_epoch(files, epoch)
+            ctx.counters.reset(clean, boot, secrets.randbits(62), epoch)
         remove_clean(files)
-
-    def _doubtful(self, number: int, incarnation: int, same_boot: bool) -> SlotState:
-        """The words of a partition whose log must be read first."""
-        synced = failed = 0
-        if same_boot:
-            slot = self.ctx.counters.slot(number)
-            if slot.get(INCARNATION) == incarnation:
-                synced, failed = slot.get(SYNCED), slot.get(FAILED)
-        return SlotState(incarnation=incarnation, flags=RECOVER, synced=synced, failed=failed)
 
     # -- the last -----------------------------------------------------------------------------------------------------
 
@@ -244,6 +246,7 @@ class Engine:
                 if partition.unsynced:
                     partition.sync()
                 states[partition.slot.number] = partition.state()
+            self.registry.tidy()
             self.registry.sync_names()
             write_clean(self.ctx.files, self.identity, states)
         except StreamliteError as error:

@@ -123,7 +123,8 @@ def unpack_header(data: bytes | memoryview, at: int = 0) -> BatchHeader:
         raise BadBatch("a batch header with an impossible length")
     if header.content_bytes != header.length and not header.compression:
         raise BadBatch("a batch header with two lengths for one payload")
-    if not 0 < header.count <= BATCH_COUNT_MAX or header.last_delta + 1 < header.count:
+    least = 0 if header.flags & FLAG_COMPACTED else 1
+    if not least <= header.count <= BATCH_COUNT_MAX or header.last_delta + 1 < header.count:
         raise BadBatch("a batch header with an impossible count")
     if header.last_delta + 1 != header.count and not header.flags & FLAG_COMPACTED:
         raise BadBatch("a batch header with gaps that only compaction makes")

@@ -56,7 +56,7 @@ from streamlite.errors import (
     StreamliteError,
     UnknownTopicError,
 )
-from streamlite.files import FileLock, MissingFile
+from streamlite.files import File, FileLock, MissingFile
 from streamlite.format import (
     ENCODING_NATIVE,
     HEADER_BYTES,
@@ -81,6 +81,7 @@ logger = logging.getLogger("streamlite")
 
 _START_FILE = "start"
 _SETTLE_S = 1.0
+_SYNC_TRIES = 10
 
 
 class TopicInfo:
@@ -385,11 +386,7 @@ class Partition:
         if flags & RECOVER:
             recover_log(self)
         elif self.slot.get(FAILED):
-            raise StorageError(
-                f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the "
-                "disk holds is not known; close the bus in all processes and open it again to recover, after a look at "
-                "the disk"
-            )
+            raise self._failed()
         elif flags & WRITING:
             resolve_tail(self)
 
@@ -444,6 +441,9 @@ class Partition:
         slot = self.slot
         segments = list(self.log.segments(slot.get(CHANGES)).values())
         gone = [one for one, following in pairwise(segments) if following.base <= offset]
+        if gone and slot.get(NAMED) != slot.get(CHANGES):
+            # What stays must have its name before what goes loses its own: or offsets would begin anew after a stop.
+            self.ctx.files.sync_dir(self.directory)
         slot.set(START, max(slot.get(START), offset))
         for segment in gone:
             self.log.remove(segment)
@@ -465,38 +465,72 @@ class Partition:
         A failure closes the partition for writes, in all processes.
         """
         slot = self.slot
+        if slot.get(FLAGS) & RECOVER:
+            self.lock()
+            self.unlock()
         with self._sync_mutex:
+            if slot.get(FAILED):
+                raise self._failed()
             if upto is not None and slot.get(SYNCED) >= upto and slot.get(NAMED) == slot.get(CHANGES):
                 return
             self.ctx.dirty.discard(self)
+            try:
+                self._sync(sealed_only)
+            except StorageError:
+                self.ctx.dirty.add(self)
+                raise
+
+    def _sync(self, sealed_only: bool) -> None:
+        slot = self.slot
+        for _ in range(_SYNC_TRIES):
             # In this order: whatever is published below `end` stands in a file that this list of segments names.
             end = slot.get(ACTIVE) if sealed_only else slot.end
             changes = slot.get(CHANGES)
             try:
-                self._sync_files(slot.get(SYNCED), end, changes)
+                files = self._files_to_sync(slot.get(SYNCED), end, changes)
             except MissingFile:
-                self.ctx.dirty.add(self)  # retention or compaction was quicker; the next pass has its new names
-                return
+                self.log.refresh(slot.get(CHANGES))  # retention or compaction was quicker
+                continue
+            try:
+                for file in files:
+                    file.sync()
+                if slot.get(NAMED) != changes and files:
+                    self._sync_names()
             except StorageError:
                 slot.set(FAILED, 1)
                 raise
             slot.set(NAMED, changes)
             slot.set(SYNCED, max(slot.get(SYNCED), end))
+            return
+        raise StorageError(
+            f"cannot sync {self.directory}: its files went away {_SYNC_TRIES} times", path=self.directory
+        )
 
-    def _sync_files(self, synced: int, end: int, changes: int) -> None:
+    def _sync_names(self) -> None:
+        """Bring the names of the segments to the device; at first those on the way to them, whoever made them."""
+        self.ctx.files.sync_dir(self.directory)
+        if not self.slot.get(NAMED):
+            self.ctx.files.open(f"{self.topic.directory}/topic.json").sync()
+            for directory in (self.topic.directory, "topics", ""):
+                self.ctx.files.sync_dir(directory)
+
+    def _files_to_sync(self, synced: int, end: int, changes: int) -> list[File]:
         segments = self.log.segments(changes)
         first = max(segments.bisect_right(synced) - 1, 0)
-        for segment in segments.values()[first:]:
-            if segment.base < end:
-                segment.file().sync()
-        if self.slot.get(NAMED) != changes and segments:
-            self.ctx.files.sync_dir(self.directory)
+        return [segment.file() for segment in segments.values()[first:] if segment.base < end]
+
+    def _failed(self) -> StorageError:
+        return StorageError(
+            f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the disk "
+            "holds is not known; close the bus in all processes and open it again to recover, after a look at the disk"
+        )
 
     @property
     def unsynced(self) -> bool:
         """Whether something of it is not known to be on the device."""
         slot = self.slot
-        return slot.end > slot.get(SYNCED) or slot.get(NAMED) != slot.get(CHANGES)
+        behind = slot.end > slot.get(SYNCED) or slot.get(NAMED) != slot.get(CHANGES)
+        return behind or bool(slot.get(FLAGS) & RECOVER)
 
     def state(self) -> SlotState:
         """All words, under the lock or while nobody else has the bus open."""

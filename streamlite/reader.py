@@ -124,7 +124,7 @@ class Cursor:
                 continue
             batch = decode(header, payload)
             self._pass(header)
-            if batch.offsets[-1] >= self.offset:
+            if batch.offsets and batch.offsets[-1] >= self.offset:
                 return batch
 
     def _pass(self, header: BatchHeader) -> None:
@@ -151,16 +151,16 @@ class Cursor:
         """Go to the next segment; `False` where there is nothing more below `end`, all of it having been passed."""
         assert self._segment is not None
         partition = self.partition
+        if self._segment.next > self._next:
+            raise BadBatch(f"the file ends before offset {self._next}, it was to reach {self._segment.next}")
         following = partition.log.after(self._segment, partition.slot.get(CHANGES))
-        reached = max(self._next, self._segment.next)
         if following is None:
-            if reached >= end or self._segment.generation:
-                # Compaction took the last ones of a compacted segment: nothing is there to be handed out.
-                self.offset = max(self.offset, min(reached, end))
-                return False
-            raise BadBatch(f"the file ends before offset {reached}, the log at {end}")
-        if following.base != reached:
-            raise BadBatch(f"offset {reached} is missing: the next segment begins at {following.base}")
+            if self._next < end:
+                raise BadBatch(f"the file ends before offset {self._next}, the log at {end}")
+            self.offset = max(self.offset, end)  # what compaction left out at the end is passed
+            return False
+        if following.base != self._next:
+            raise BadBatch(f"offset {self._next} is missing: the next segment begins at {following.base}")
         self._enter(following, 0, following.base)
         return True
 
@@ -174,9 +174,7 @@ class Cursor:
                 return None
         header = unpack_header(self._chunk, at)
         if header.base_offset != self._next:
-            assert self._segment is not None
-            if not self._segment.generation or header.base_offset < self._next:
-                raise BadBatch(f"offset {self._next} is missing: a batch begins at {header.base_offset}")
+            raise BadBatch(f"offset {self._next} is missing: a batch begins at {header.base_offset}")
         return header
 
     def _payload(self, header: BatchHeader, end: int) -> memoryview:
@@ -196,6 +194,8 @@ class Cursor:
             published = slot.get(POSITION) - self._position
             if 0 < published < size and slot.get(ACTIVE) == self._segment.base:
                 size = published
+        if size > READ_BYTES:  # a length that is damaged must not make anybody allocate it
+            size = min(size, max(self._file.size() - self._position, 0))
         self._chunk = memoryview(self._file.read(size, self._position))
         self._chunk_at = self._position
         self._chunk_end = end

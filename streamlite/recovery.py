@@ -86,10 +86,11 @@ def recover(segments: Sequence[Segment], synced: int = 0) -> Recovered:
 
 def _tail(segment: Segment) -> Tail:
     file = segment.file()
-    if segment.generation:
-        # Compaction synced it before it took its name: all of it is whole, and its name says where it ends.
-        return _walk(file, segment.base, 0, file.size(), IndexBuilder())._replace(next_offset=segment.next, cut=0)
-    return _walk(file, segment.base, 0, file.size(), IndexBuilder())
+    tail = _walk(file, segment.base, 0, file.size(), IndexBuilder())
+    if segment.generation and (tail.cut or tail.next_offset != segment.next):
+        # It was synced before it took its name: what is not whole is no torn tail.
+        _refuse(file, tail.position, tail.next_offset, segment.next)
+    return tail
 
 
 def _ended(active: Segment, tail: Tail, lost: Sequence[Segment], synced: int) -> Recovered:
@@ -141,7 +142,7 @@ def _walk(file: File, next_offset: int, position: int, size: int, builder: Index
 
 def _continues(header: BatchHeader, next_offset: int) -> bool:
     """Whether a batch counts where `next_offset` was expected; one of a transaction counts only with its record."""
-    return header.base_offset >= next_offset and not header.flags & FLAG_TRANSACTION
+    return header.base_offset == next_offset and not header.flags & FLAG_TRANSACTION
 
 
 def _recorded(file: File, position: int, size: int) -> int:
@@ -150,7 +151,9 @@ def _recorded(file: File, position: int, size: int) -> int:
     position = _next_batch(file, position, size)
     while position < size:
         for found in walk_verified(file, position, size):
-            greatest = max(greatest, found.header.synced_upto)
+            # No batch was written before what it says is safe: one that says so is part of somebody's message.
+            if found.header.synced_upto <= found.header.base_offset:
+                greatest = max(greatest, found.header.synced_upto)
             position = found.position + found.header.total_bytes
         position = _next_batch(file, position + 1, size)
     return greatest

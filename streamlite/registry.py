@@ -23,9 +23,10 @@ import msgspec
 
 from streamlite.config import INTERNAL_PREFIX, TopicSettings
 from streamlite.context import Context
-from streamlite.counters import DELETED, TOPICS, SlotState
-from streamlite.errors import CorruptionError, TopicExistsError, UnknownTopicError
+from streamlite.counters import DELETED, FLAGS, INCARNATION, TOPICS, UNNAMED, SlotState
+from streamlite.errors import CorruptionError, StreamliteError, TopicExistsError, UnknownTopicError
 from streamlite.files import MissingFile
+from streamlite.format import checksum
 from streamlite.locks import Guard
 from streamlite.partition import Partition, TopicInfo
 
@@ -38,13 +39,22 @@ _DELETED: Final = "__deleted-"
 
 
 class TopicFile(msgspec.Struct, frozen=True, kw_only=True):
-    """`topic.json`. `asked`: the partitions it was created with, `None` where nobody said."""
+    """`topic.json`. `asked`: the partitions it was created with, `None` where nobody said. `check`: of all the rest."""
 
     format: int = 1
     incarnation: int
     asked: int | None
     settings: TopicSettings
     slots: list[int]
+    check: str = ""
+
+    def encode(self) -> bytes:
+        """The file's bytes, its checksum in them."""
+        return msgspec.json.encode(msgspec.structs.replace(self, check=self.checksum()))
+
+    def checksum(self) -> str:
+        """xxh3_64 over the file as it is without one."""
+        return f"{checksum(msgspec.json.encode(msgspec.structs.replace(self, check=''))):016x}"
 
 
 _decode = msgspec.json.Decoder(TopicFile).decode
@@ -104,13 +114,21 @@ class Registry:
             found = self._ctx.files.list(DIRECTORY)
         except MissingFile:
             return []
-        return sorted(name for name in found if internal or not name.startswith(INTERNAL_PREFIX))
+        if internal:
+            return sorted(found)
+        return sorted(name for name in found if not name.startswith(INTERNAL_PREFIX) and self._is_there(name))
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            return self.find(name) is not None
+        except CorruptionError:
+            return True  # whoever opens it is told
 
     def find(self, name: str) -> TopicState | None:
         """The topic of that name as it is now, or `None`."""
         seen = self.changes
         state = self._known.get(name)
-        if state is not None and state.seen == seen:
+        if state is not None and state.seen == seen and not state.partitions[0].slot.get(FLAGS) & DELETED:
             return state
         with self._mutex:
             return self._read(name, seen)
@@ -131,7 +149,7 @@ class Registry:
 
     def current(self, state: TopicState) -> TopicState:
         """`state`, brought up to date; `UnknownTopicError` when its topic was deleted, be there a new one or not."""
-        if state.seen != self.changes:
+        if state.seen != self.changes or state.partitions[0].slot.get(FLAGS) & DELETED:
             self.find(state.name)
         if state.gone:
             raise UnknownTopicError(
@@ -144,6 +162,8 @@ class Registry:
         try:
             file = self._parse(name)
         except MissingFile:
+            file = None
+        if file is not None and self._is_flagged(file):
             file = None
         if state is not None and (file is None or file.incarnation != state.incarnation):
             self._forget(state)
@@ -165,6 +185,8 @@ class Registry:
             raise CorruptionError(
                 f"{path} makes no sense: {error}; restore it from a copy", file=path, position=0
             ) from error
+        if file.check != file.checksum():
+            raise CorruptionError(f"{path} is damaged: restore it from a copy", file=path, position=0)
         if not file.slots or file.incarnation <= 0 or min(file.slots) < 0 or max(file.slots) > 1 << 24:
             raise CorruptionError(f"{path} has impossible values; restore it from a copy", file=path, position=0)
         return file
@@ -190,6 +212,8 @@ class Registry:
         try:
             yield
         finally:
+            if self._ctx.sync == "never":
+                self._ctx.counters.header[UNNAMED] = 1
             self._ctx.counters.header[TOPICS] += 1
             self._lock.release()
         for sender in self._ctx.senders:
@@ -199,6 +223,7 @@ class Registry:
     def create(self, name: str, asked: int | None, settings: TopicSettings) -> TopicState:
         """A new topic; `TopicExistsError` when the name is taken."""
         with self._changing():
+            self._finish_deletion(name)
             if self.find(name) is not None:
                 raise TopicExistsError(f"topic {name!r} is there already: open it with bus.topic({name!r})")
             incarnation = secrets.randbits(62) | 1 << 62
@@ -229,7 +254,7 @@ class Registry:
         files.make_dir(made)
         for number in range(len(file.slots)):
             files.make_dir(f"{made}/{number}")
-        files.replace_file(f"{made}/topic.json", msgspec.json.encode(file), sync=durable)
+        files.replace_file(f"{made}/topic.json", file.encode(), sync=durable)
         files.rename(made, f"{DIRECTORY}/{name}")
         if durable:
             files.sync_dir(DIRECTORY)
@@ -237,32 +262,69 @@ class Registry:
 
     def sync_names(self) -> None:
         """Bring the names of topics and partitions to the device, where creating them did not."""
-        if self._ctx.sync != "never" or not self.names(internal=True):
+        if not self._ctx.counters.header[UNNAMED]:
             return
         for name in self.names(internal=True):
             self._ctx.files.open(f"{DIRECTORY}/{name}/topic.json").sync()
             self._ctx.files.sync_dir(f"{DIRECTORY}/{name}")
         self._ctx.files.sync_dir(DIRECTORY)
         self._ctx.files.sync_dir("")
+        self._ctx.counters.header[UNNAMED] = 0
+
+    def tidy(self) -> None:
+        """Remove what is half-made or half-removed; under the bus's lock."""
+        for name in self.names(internal=True):
+            if name.startswith((_NEW, _DELETED)):
+                self._ctx.files.remove_tree(f"{DIRECTORY}/{name}")
+            else:
+                self._finish_deletion(name)
+
+    def _finish_deletion(self, name: str) -> None:
+        """Do what is left to do where a deletion was cut off before the rename; under the bus's lock."""
+        try:
+            file = self._parse(name)
+        except MissingFile:
+            return
+        if self._is_flagged(file):
+            gone = f"{DIRECTORY}/{_DELETED}{file.incarnation}"
+            self._ctx.files.rename(f"{DIRECTORY}/{name}", gone)
+            self._ctx.files.remove_tree(gone)
+
+    def _is_flagged(self, file: TopicFile) -> bool:
+        """Whether the topic's deletion has begun: from then on it is gone."""
+        slot = self._ctx.counters.slot(file.slots[0])
+        return slot.get(INCARNATION) == file.incarnation and bool(slot.get(FLAGS) & DELETED)
 
     def delete(self, name: str) -> None:
         """Remove a topic and all its messages; `UnknownTopicError` when there is none."""
         with self._changing():
             state = self.get(name)
-            for partition in state.partitions:
-                partition.guard.acquire(self._ctx.lock_timeout)
-                try:
-                    partition.slot.add_flag(DELETED)
-                finally:
-                    partition.guard.release()
             gone = f"{DIRECTORY}/{_DELETED}{state.incarnation}"
-            self._ctx.files.rename(state.directory, gone)
+            try:
+                # Flagged first: no send may succeed once the files are on their way out.
+                for partition in state.partitions:
+                    self._flag(partition, deleted=True)
+                self._ctx.files.rename(state.directory, gone)
+            except StreamliteError:
+                for partition in reversed(state.partitions):
+                    self._flag(partition, deleted=False)
+                raise
             if self._ctx.sync != "never":
                 self._ctx.files.sync_dir(DIRECTORY)
             self._ctx.files.remove_tree(gone)
             with self._mutex:
                 self._forget(state)
         self._ctx.bell.ring()
+
+    def _flag(self, partition: Partition, *, deleted: bool) -> None:
+        partition.guard.acquire(self._ctx.lock_timeout)
+        try:
+            if deleted:
+                partition.slot.add_flag(DELETED)
+            else:
+                partition.slot.clear_flag(DELETED)
+        finally:
+            partition.guard.release()
 
     def grow(self, state: TopicState, count: int) -> None:
         """Give the topic `count` partitions, at least as many as it has; under nobody's lock."""
@@ -300,7 +362,7 @@ class Registry:
         sync = self._ctx.sync != "never"
         for number in range(len(state.partitions), len(file.slots)):
             self._ctx.files.make_dir(f"{state.directory}/{number}")
-        self._ctx.files.replace_file(f"{state.directory}/topic.json", msgspec.json.encode(file), sync=sync)
+        self._ctx.files.replace_file(f"{state.directory}/topic.json", file.encode(), sync=sync)
 
     # -- opening ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from streamlite.counters import ACTIVE, BORN, CHANGES, FAILED, FLAGS, RECOVER, START, SYNCED, WRITING
+from streamlite.errors import StorageError
 from streamlite.recovery import Tail, recover, resolve
 from streamlite.segment import NEVER_MS, Segment
 
@@ -88,7 +89,10 @@ def _take_recovered(partition: Partition, segment: Segment, tail: Tail) -> None:
         partition.set_active(segment.next, 0, NEVER_MS, 0, 0)
         partition.new_segment(segment.next)
     else:
-        segment.replace_index(tail.entries)
+        try:
+            segment.replace_index(tail.entries)
+        except StorageError as error:  # an index is a cache: without one, seeks are slower
+            logger.warning("no index for %s: %s", segment.log_path, error)
 
 
 def _rewrite_unsynced(partition: Partition) -> None:

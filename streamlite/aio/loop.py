@@ -31,11 +31,13 @@ from streamlite.wakeup import LOOK_AGAIN_S, Bell, FifoWaiter, Waiter
 __all__ = ["Aside", "Place", "Pool", "Turn", "busy", "clocked", "outcome", "place", "tell", "until"]
 
 THREADS_MAX: Final = 4
-"""Of a bus: a step takes 0.1 ms, an fsync or another's lock a hundred times that, and three others go on meanwhile."""
+"""Of a bus: while one step waits for an fsync, or for another's lock, three others go on."""
 HOLD_S: Final = 0.0005
 """A tenth of what the loop may be held: several clients and the application share the rest."""
 _ASIDE_S: Final = 50e-6
 """Long enough for a thread that waits for the GIL to get it; a sleep of nothing would be too short."""
+_LATE_S: Final = 0.003
+"""A step that takes so long is taken to wait for something: a usual one takes 0.1 to 0.5 ms."""
 _SLEEP_MAX_S: Final = 86_400.0
 _ROUNDS: Final = 8
 """Before a test's clock may jump, the tasks that are ready get so many turns."""
@@ -291,7 +293,11 @@ class _ByClock(Place):
 
 
 class Pool:
-    """A few threads that run the steps of a bus's clients. Started as they are needed, there until the bus closes."""
+    """A few threads that run the steps of a bus's clients. Started as they are needed, there until the bus closes.
+
+    One works, and another only when that one is held up: threads that all want the GIL keep it from the loop for 5 ms
+    each in turn, and there is nothing to be won by them but while one waits.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())  # guards all below
@@ -299,6 +305,7 @@ class Pool:
         self._threads: set[threading.Thread] = set()
         self._idle = 0  # threads that wait for a step and have not been promised one
         self._lent = 0
+        self._taken_at = 0.0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -321,6 +328,9 @@ class Pool:
             if self._closed:
                 raise ClosedError("the bus is closed; open it again")
             self._steps.append((future, step))
+            if len(self._threads) - self._idle > self._lent:
+                asyncio.get_running_loop().call_later(_LATE_S, self._relieve)
+                return future
             try:
                 self._staff()
             except RuntimeError as error:
@@ -328,6 +338,17 @@ class Pool:
                     self._steps.pop()
                     raise StorageError(f"cannot start a thread: {error}; nothing was lost, try again") from error
         return future
+
+    def _relieve(self) -> None:
+        """In the loop: have another thread work where those that do are held up."""
+        with self._changed:
+            if not self._steps or self._closed:
+                return
+            if monotonic() - self._taken_at >= _LATE_S:
+                self._taken_at = monotonic()  # one at a time, however many wait
+                with suppress(RuntimeError):  # as many threads as there are must do
+                    self._staff()
+            asyncio.get_running_loop().call_later(_LATE_S, self._relieve)
 
     def _staff(self) -> None:
         """See that somebody takes a step; `RuntimeError` where the system gives no thread."""
@@ -362,6 +383,7 @@ class Pool:
                 self._idle += 1
                 self._changed.wait()
                 aside.begin()
+            self._taken_at = monotonic()
             return self._steps.popleft()
 
     @contextmanager

@@ -645,10 +645,10 @@ def test_a_second_member_of_a_name_fences_the_first(bus: Bus) -> None:
     assert len(mine) == 1
     second = static(bus, "a", auto_commit=False)
     assert second.assignment() == mine  # at once: who was replaced has nothing to give up
-    with pytest.raises(errors.FencedError, match=r"\ba\b"):
+    with pytest.raises(errors.FencedError, match="nothing was committed"):
         one.commit(dict.fromkeys(mine, 3))
     for _ in range(3):
-        with pytest.raises(errors.FencedError, match=r"\ba\b"):
+        with pytest.raises(errors.FencedError, match="member 'a'"):
             one.poll()
     second.commit(dict.fromkeys(mine, 2))
     one.close()

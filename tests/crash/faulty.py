@@ -70,6 +70,8 @@ class FaultyFile(File):
         self.path = inner.path
         self._files = files
         self._inner = inner
+        files.opened.add(self)
+        files.most_open = max(files.most_open, len(files.opened))
 
     def read(self, size: int, position: int) -> bytes:
         self._files.reads.append((self.path, size, position))
@@ -144,6 +146,9 @@ class FaultyFiles(Files):
         self.calls: list[Call] = []
         self.reads: list[tuple[str, int, int]] = []
         """Path, size and position of every read."""
+        self.opened: weakref.WeakSet[FaultyFile] = weakref.WeakSet()
+        self.most_open = 0
+        """Files that were open at the same time, at most."""
         self.count = 0
         self.hits: list[Call] = []
         """The calls that went wrong."""
@@ -363,7 +368,7 @@ class States:
 
 def open_over(files: Files, **options: Any) -> Bus:
     """Open a bus on `files`, as if they were a directory."""
-    with mock.patch("streamlite.engine._files", lambda location, read_only: files):
+    with mock.patch("streamlite.engine._files", return_value=files):
         return streamlite.open("a directory", **options)
 
 
@@ -383,6 +388,17 @@ def bury(bus: Bus) -> None:
     files = engine.ctx.files
     if isinstance(files, FaultyFiles):
         files.forget_stores()
+
+
+def file_at(files: MemoryFiles, path: str) -> MemoryFile:
+    """The file itself, to be damaged."""
+    return files._file(path, create=False)
+
+
+def logs_of(files: MemoryFiles, topic: str = "t", partition: int = 0) -> list[str]:
+    """The paths of the log files of a partition, in order."""
+    directory = f"topics/{topic}/{partition}"
+    return [f"{directory}/{name}" for name in sorted(files.list(directory)) if name.endswith(".log")]
 
 
 def kill(bus: Bus) -> None:

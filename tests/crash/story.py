@@ -213,8 +213,10 @@ class Story:
     # -- what may be there --------------------------------------------------------------------------------------------
 
     def check(self, bus: Bus, moment: Moment, *, kept: int | None = None, groups: bool = True) -> None:
-        """Compare what `bus` holds with what it must. `kept`: how many steps must have survived; all that are done unless
-        told. `groups`: commits too, which takes the groups' locks.
+        """Compare what `bus` holds with what it must.
+
+        `kept`: how many steps must have survived, all that are done unless told. `groups`: commits too, which takes the
+        groups' locks.
         """
         least = self.worlds[moment.done if kept is None else kept]
         most = self.worlds[moment.begun]

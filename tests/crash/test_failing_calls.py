@@ -26,7 +26,7 @@ from tests.crash.faulty import CHANGING, SYNCING, Call, FaultyFiles, Plan, Stopp
 from tests.crash.story import PATIENCE, Story
 from tests.crash.test_stop_at_every_call import WORKLOADS, Workload
 
-SAMPLES = int(os.environ.get("STREAMLITE_FAULTS", "25"))
+SAMPLES = int(os.environ.get("STREAMLITE_FAULTS", "8"))
 """Calls of a workload that go wrong, one a run; a large number for every single one."""
 
 TAKES_ROOM = frozenset({"write", "create", "make_dir"})
@@ -226,6 +226,31 @@ def test_who_waits_for_the_same_sync_is_not_told_that_it_worked() -> None:
     bus.close()
 
 
+def test_a_failed_sync_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    logging.disable(logging.NOTSET)
+    bus = _open(FaultyFiles(MemoryFiles(), _sync_fails()), sync="interval", sync_interval_ms=1)
+    assert bus._engine.syncer is not None
+    bus._engine.syncer.worker.stop()
+    bus.create_topic("t")
+    _put(bus, b"a")
+    for _ in range(5):
+        bus._engine.syncer._step()
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+    bus.close()
+
+
+def test_a_sync_of_many_segments_holds_few_of_them_open() -> None:
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync="never")
+    bus.create_topic("t", segment_bytes=150)
+    assert bus._engine.syncer is not None
+    bus._engine.syncer.worker.stop()
+    _put(bus, *[b"x" * 40] * 500)
+    bus.sync()
+    assert files.most_open <= 300  # the cache of handles, and some
+    bus.close()
+
+
 def test_a_file_that_cannot_be_opened_is_no_failed_sync() -> None:
     files = FaultyFiles(MemoryFiles())
     bus = _open(files, sync="never")
@@ -352,6 +377,21 @@ def test_a_topic_whose_deletion_failed_is_still_a_topic() -> None:
     assert bus.topics() == ["t"]
     assert _values(bus) == [b"a"]
     _put(bus, b"b")
+    bus.close()
+
+
+def test_a_deletion_that_waits_in_vain_for_a_lock_did_nothing() -> None:
+    inner = MemoryFiles()
+    bus = _open(FaultyFiles(inner), lock_timeout=0.01)
+    bus.create_topic("t", partitions=3)
+    _put(bus, b"a", b"b")
+    held = FaultyFiles(inner).lock("topics/t/2/lock")
+    assert held.acquire()
+    with pytest.raises(errors.LockTimeoutError):
+        bus.delete_topic("t")
+    held.release()
+    assert bus.topics() == ["t"]
+    assert _values(bus) == [b"a", b"b"]
     bus.close()
 
 

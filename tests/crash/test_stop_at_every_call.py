@@ -6,6 +6,7 @@ recovery itself may be stopped at any of its calls without a difference to what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,6 +31,8 @@ from tests.crash.story import PATIENCE, Story
 
 Workload = Callable[[Story], None]
 
+SAMPLES = int(os.environ.get("STREAMLITE_STOPS", "12"))
+"""Of a workload, where each one takes two runs; a large number for every single one."""
 SMALL = {"segment_bytes": 400}
 """Two or three batches a segment."""
 OLD_MS = 1
@@ -202,7 +205,7 @@ def _check_writing(bus: Bus, name: str) -> None:
 def test_a_recovery_that_is_killed_too_changes_nothing(workload: Workload) -> None:
     story, states = run(workload, "never")
     seen: set[int] = set()
-    for state in states[:: max(1, len(states) // 25)]:
+    for state in states[:: max(1, len(states) // SAMPLES)]:
         recovering = States(clone(state.files))
         bus = open_over(recovering.files, sync="never", clock=VirtualClock())
         story.check(bus, state.note)
@@ -234,7 +237,7 @@ def _content(bus: Bus) -> object:
 def test_who_has_the_bus_open_meanwhile_goes_on(workload: Workload) -> None:
     """Not the next one to open it, but another that was there all the time finds what the killed one left."""
     calls = _calls(workload)
-    for at in range(1, calls + 1, max(1, calls // 40)):
+    for at in range(1, calls + 1, max(1, calls // SAMPLES)):
         inner = MemoryFiles()
         witness = open_over(FaultyFiles(inner), sync="never", lock_timeout=5.0)
         story = Story(open_over(FaultyFiles(inner), sync="never", clock=VirtualClock()))
@@ -246,10 +249,42 @@ def test_who_has_the_bus_open_meanwhile_goes_on(workload: Workload) -> None:
             for name in witness.topics():
                 _check_writing(witness, name)
             witness.close()
-            assert "clean" in inner.list("")
         except BaseException:
             print(f"stopped in call {at} of {calls}, {call}; steps {story.steps}, {story.moment()}")
             raise
+
+
+@pytest.mark.parametrize("sync", ["never", "always"])
+def test_who_goes_on_after_a_creation_or_deletion_was_cut_off_closes_cleanly(sync: str) -> None:
+    for workload in (create, delete):
+        for at in range(1, _calls(workload) + 1):
+            inner = MemoryFiles()
+            witness = open_over(FaultyFiles(inner), sync=sync, lock_timeout=5.0)
+            call = _stop_in(workload, Story(open_over(FaultyFiles(inner), sync="never", clock=VirtualClock())), at)
+            witness.close()
+            assert "clean" in inner.list(""), call
+            names = inner.list("topics") if "topics" in inner.list("") else []
+            assert [name for name in names if name.startswith(("__new", "__deleted"))] == [], call
+
+
+def test_a_topic_whose_deleter_was_killed_can_be_created_anew_by_who_knew_it() -> None:
+    for at in range(1, 200):
+        inner = MemoryFiles()
+        witness, files = open_over(FaultyFiles(inner), sync="never"), FaultyFiles(inner)
+        bus = open_over(files, sync="never")
+        assert list(witness.create_topic("t").read()) == []
+        files.plan = Plan(at)
+        try:
+            bus.delete_topic("t")
+        except Stopped:
+            ended = False
+        else:
+            ended = True
+        kill(bus)
+        _check_writing(witness, witness.topic("t").name)
+        witness.close()
+        if ended:
+            return
 
 
 def _calls(workload: Workload) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.processes is not None and not 2 <= given.processes <= 16:
         parser.error("--processes is 2 to 16")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # processes that are stopped must not stay behind
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 32)
     until = time.monotonic() + given.seconds
     failed: list[int] = []

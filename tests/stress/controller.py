@@ -97,7 +97,7 @@ class Round:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.stress.worker", self.directory, name, msgspec.json.encode(options)],
                 cwd=TREE,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends with this process
                 stderr=errors,
             )
         self.children.append(Child(name, options, process))
@@ -118,6 +118,7 @@ class Round:
 
     def reap(self, child: Child) -> None:
         self.children.remove(child)
+        assert child.process.stdin is not None
         try:
             status = child.process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -125,6 +126,8 @@ class Round:
             child.process.wait()
             self.failures.append(Violation("hangs", f"{child.name} did not end within {END_S:g} s"))
             return
+        finally:
+            child.process.stdin.close()
         if status and not child.killed and status != -signal.SIGTERM:  # that one came before Python was ready for it
             errors = (self.directory / f"{child.name}.err").read_text(errors="replace").strip()
             self.failures.append(Violation("failed", f"{child.name} ended with status {status}: {errors[-3000:]}"))
@@ -267,7 +270,7 @@ class Round:
 
 def run_round(seconds: float, processes: int, seed: int, keep: Path | None, say: Callable[[str], None] = print) -> bool:
     """One round; whether it found nothing. Its directory is kept where it did, in `keep` or a temporary place."""
-    directory = Path(tempfile.mkdtemp(prefix=f"stress-{seed}-", dir=keep))
+    directory = Path(tempfile.mkdtemp(prefix=f"stress-{seed}-", dir=keep)).resolve()
     round_ = Round(directory, processes, seed, say)
     report = round_.run(seconds)
     say(f"seed {seed}: {round_.started} processes started; {report}")

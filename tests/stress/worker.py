@@ -198,7 +198,7 @@ class Member:
         runs = list(_runs(messages))
         for run in runs:
             self.note("deliver", run)
-        self.work()
+        self.work(0.3)
         for run in runs:
             self.note("process", run)
             self.handed[run[0].partition] = run[-1].offset + 1
@@ -209,7 +209,7 @@ class Member:
         """One by one; now and then it leaves the loop in the middle of a message, which then comes again."""
         for message in consumer.messages(timeout=0.2):
             self.note("deliver", [message])
-            self.work()
+            self.work(0.01)
             if self.rng.random() < 0.005 or stop.is_set():
                 self.record("info", "rewind")
                 break
@@ -222,13 +222,13 @@ class Member:
         values = [message.value.decode() for message in run]
         self.record("info", op, partition=run[0].partition, offset=run[0].offset, values=values)
 
-    def work(self) -> None:
-        """Mostly nothing; sometimes it takes a while, rarely so long that the member is put out."""
+    def work(self, often: float) -> None:
+        """Nothing, or, `often`, something that takes a while: time to be killed in. Rarely it takes too long."""
         chance = self.rng.random()
-        if chance < 0.0005:
+        if chance < 0.01 * often:
             stop.wait(self.options.max_poll_interval_ms / 1000 * self.rng.uniform(0.5, 1.5))
-        elif chance < 0.01:
-            stop.wait(self.rng.uniform(0, 0.05))
+        elif chance < often:
+            stop.wait(self.rng.uniform(0, 0.1))
 
     def commit(self, consumer: Consumer, message: Message) -> None:
         partition = message.partition
@@ -289,7 +289,14 @@ def consume(directory: Path, name: str, options: Options) -> None:
         raise failures[0]
 
 
+def end_with_the_controller() -> None:
+    """Nobody else would end what it left behind."""
+    os.read(0, 1)  # nothing comes but the end; `sys.stdin` would hold a lock that the interpreter wants when it ends
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=end_with_the_controller, daemon=True).start()
     directory, name, options = Path(sys.argv[1]), sys.argv[2], msgspec.json.decode(sys.argv[3], type=Options)
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     (produce if options.role == "producer" else consume)(directory, name, options)

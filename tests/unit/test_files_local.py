@@ -40,7 +40,8 @@ def files(root: Path) -> LocalFiles:
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277, 0o777], ids=oct)
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+def umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+    assert tmp_path.is_dir()  # pytest makes it before the umask is changed
     before = os.umask(request.param)
     yield request.param
     os.umask(before)

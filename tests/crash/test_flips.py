@@ -1,0 +1,224 @@
+"""Fault 7 of the promises: bytes that changed, files that ended early.
+
+What is read is right, or the error names the damage: `CorruptionError` or `FormatError`. Nothing that was synced is
+missing without a word, and nothing is allocated because a damaged number says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from streamlite import Bus, errors
+from streamlite.files.memory import MemoryFiles
+from streamlite.format import HEADER_BYTES, MAGIC
+from tests.crash.faulty import FaultyFiles, Plan, Stopped, clone, file_at, kill, logs_of, open_over, walk_files
+from tests.crash.story import PATIENCE
+from tests.unit.batches import batch_of
+
+VALUES = [b"%d" % number * 8 for number in range(4)]
+DECLARED = (errors.CorruptionError, errors.FormatError)
+
+
+def _put(bus: Bus, *values: bytes, **options: Any) -> None:
+    with bus.producer() as producer:
+        for value in values:
+            producer.send("t", value, **options).result(timeout=PATIENCE)
+
+
+def _values(bus: Bus) -> list[Any]:
+    return [message.value for message in bus.topic("t").read()]
+
+
+def _log_of_four(*, closed: bool, **settings: Any) -> MemoryFiles:
+    """Four batches, synced."""
+    inner = MemoryFiles()
+    bus = open_over(FaultyFiles(inner), sync="always")
+    bus.create_topic("t", **settings)
+    _put(bus, *VALUES)
+    if closed:
+        bus.close()
+    else:
+        kill(bus)
+    return inner
+
+
+def _bits(size: int, step: int = 1) -> Iterator[tuple[int, int]]:
+    for bit in range(0, size * 8, step):
+        yield bit // 8, 1 << bit % 8
+
+
+def _log_bits(data: bytearray) -> Iterator[tuple[int, int]]:
+    """All bits of headers, every seventh of payloads."""
+    headers = [at for at in range(len(data)) if data.startswith(MAGIC, at)]
+    for number, (at, bit) in enumerate(_bits(len(data))):
+        if number % 7 == 0 or any(0 <= at - header < HEADER_BYTES for header in headers):
+            yield at, bit
+
+
+def _read(files: MemoryFiles, boot: int | None = None) -> list[Any]:
+    bus = open_over(FaultyFiles(files, boot=boot), sync="never")
+    try:
+        return _values(bus)
+    finally:
+        kill(bus)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_a_flipped_bit_of_a_log_is_noticed(closed: bool) -> None:
+    inner = _log_of_four(closed=closed)
+    [path] = logs_of(inner)
+    for at, bit in _log_bits(file_at(inner, path).data):
+        files = clone(inner)
+        file_at(files, path).data[at] ^= bit
+        with pytest.raises(errors.CorruptionError) as caught:
+            _read(files)
+        assert caught.value.file == path
+        assert 0 <= caught.value.position <= at
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_a_log_that_ends_early_is_noticed(closed: bool) -> None:
+    inner = _log_of_four(closed=closed)
+    [path] = logs_of(inner)
+    for size in range(len(file_at(inner, path).data)):
+        files = clone(inner)
+        file_at(files, path).truncate(size)
+        with pytest.raises(errors.CorruptionError):
+            _read(files)
+
+
+def test_after_a_stop_of_the_machine_only_the_last_batch_can_be_taken_for_torn() -> None:
+    inner = _log_of_four(closed=False)
+    [path] = logs_of(inner)
+    size = len(file_at(inner, path).data)
+    for at, bit in islice(_log_bits(file_at(inner, path).data), 0, None, 3):
+        files = clone(inner)
+        file_at(files, path).data[at] ^= bit
+        if at < size // 4 * 3:
+            with pytest.raises(errors.CorruptionError):
+                _read(files, boot=2)
+        else:
+            assert _read(files, boot=2) == VALUES[:-1]
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+@pytest.mark.parametrize("name", ["counters", "clean", "epoch", "bus.json", "topic.json", "start", ".index"])
+def test_any_other_file_may_be_damaged(name: str, closed: bool) -> None:
+    inner = _with_everything(closed=closed)
+    paths = [path for path in _paths(inner) if path.endswith(name)]
+    if name == "clean" and not closed:
+        assert not paths
+        return
+    [path] = paths
+    size = len(file_at(inner, path).data)
+    for at, bit in _bits(size, step=1 if size < 100 else max(3, size // 100 | 1)):
+        files = clone(inner)
+        file_at(files, path).data[at] ^= bit
+        _right_or_declared(files, f"byte {at} ^ {bit}")
+    for cut in range(0, size, max(1, size // 100)):
+        files = clone(inner)
+        file_at(files, path).truncate(cut)
+        _right_or_declared(files, f"cut at {cut}")
+
+
+def _with_everything(*, closed: bool) -> MemoryFiles:
+    """Two batches of a log that was truncated and has seen a stop of the machine; 64 KiB of it have an index."""
+    inner = MemoryFiles()
+    bus = open_over(FaultyFiles(inner), sync="always")
+    bus.create_topic("t")
+    _put(bus, b"gone", b"x" * 70_000)
+    kill(bus)
+    bus = open_over(FaultyFiles(inner, boot=2), sync="always")
+    bus.topic("t").truncate_before(0, 1)
+    _put(bus, b"y" * 70_000, b"last")
+    assert len(_values(bus)) == 3
+    if closed:
+        bus.close()
+    else:
+        kill(bus)
+    return inner
+
+
+def _paths(files: MemoryFiles) -> list[str]:
+    return [path for path, file in walk_files(files._tree) if file is not None]
+
+
+def _right_or_declared(files: MemoryFiles, what: str) -> None:
+    try:
+        found = _read(files, boot=2)
+    except DECLARED:
+        return
+    assert [len(value) for value in found] == [70_000, 70_000, 4], what
+    assert found[-1] == b"last", what
+
+
+# -- compacted segments ------------------------------------------------------------------------------------------------
+
+
+def _compacted() -> tuple[MemoryFiles, str, list[Any]]:
+    inner = MemoryFiles()
+    bus = open_over(FaultyFiles(inner), sync="always")
+    bus.create_topic("t", cleanup="compact", segment_bytes=1000)
+    for number in range(10):
+        _put(bus, b"%d" % number, key=b"k%d" % (number % 5))
+    bus.maintain()
+    found = _values(bus)
+    assert found == VALUES_LAST
+    bus.close()
+    [path] = [path for path in logs_of(inner) if path.endswith(".1.log") and file_at(inner, path).data]
+    return inner, path, found
+
+
+VALUES_LAST = [b"5", b"6", b"7", b"8", b"9"]
+
+
+def test_a_flipped_bit_of_a_compacted_log_is_noticed() -> None:
+    inner, path, _ = _compacted()
+    for at, bit in _log_bits(file_at(inner, path).data):
+        files = clone(inner)
+        file_at(files, path).data[at] ^= bit
+        with pytest.raises(errors.CorruptionError):
+            _read(files)
+
+
+def test_a_compacted_log_that_ends_early_is_noticed() -> None:
+    inner, path, _ = _compacted()
+    for size in range(len(file_at(inner, path).data)):
+        files = clone(inner)
+        file_at(files, path).truncate(size)
+        with pytest.raises(errors.CorruptionError):
+            _read(files)
+
+
+# -- numbers that are not to be believed -------------------------------------------------------------------------------
+
+
+def test_nothing_is_allocated_for_a_length_that_is_damaged() -> None:
+    inner = _log_of_four(closed=True, segment_bytes=200)
+    path = logs_of(inner)[0]
+    data = file_at(inner, path).data
+    data[11] ^= 0x40
+    data[15] ^= 0x40
+    files = FaultyFiles(inner)
+    bus = open_over(files)
+    with pytest.raises(errors.CorruptionError):
+        _values(bus)
+    assert max(size for _, size, _ in files.reads) <= 1 << 20
+    kill(bus)
+
+
+def test_a_message_that_looks_like_a_batch_does_not_keep_a_torn_tail_from_being_cut() -> None:
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus = open_over(files, sync="never")
+    bus.create_topic("t")
+    _put(bus, b"a")
+    files.plan = Plan(1, short=True, looks_at=lambda call: call.name == "write" and call.path.endswith(".log"))
+    with pytest.raises(Stopped):
+        _put(bus, batch_of([b"x"], synced_upto=1000) + b"y" * 1000)
+    kill(bus)
+    assert _read(inner) == [b"a"]
