@@ -227,11 +227,16 @@ class Assignment:
         assert membership is not None
         while True:
             news = membership.sync()
-            self._lose(news.lost)
-            if news.revoked:
-                self._revoke(membership, news.revoked)
-            if news.assigned:
-                self._take_over(membership, news.assigned)
+            try:
+                self._lose(news.lost)
+                if news.revoked:
+                    self._revoke(membership, news.revoked)
+                if news.assigned:
+                    self._take_over(membership, news.assigned)
+            except BaseException:
+                # A lock that stayed taken, or a signal handler: what was not done is told anew by the next call.
+                membership.retry(tp for tp in [*news.assigned, *news.revoked] if tp not in self.fetcher.tracks)
+                raise
             if not news.revoked:
                 break
         self._raise_failed()

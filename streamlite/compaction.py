@@ -66,15 +66,12 @@ def compact(partition: Partition, now_ms: int, *, force: bool) -> None:
 
 def _sealed(partition: Partition, *, force: bool) -> tuple[list[Segment], int]:
     """The sealed segments, and where the active one begins."""
-    partition.lock()
-    try:
+    with partition.locked():
         if force:
             partition.roll()
         slot = partition.slot
         active = slot.get(ACTIVE)
         return [s for s in partition.log.segments(slot.get(CHANGES)).values() if s.base < active], active
-    finally:
-        partition.unlock()
 
 
 def _is_worthwhile(sealed: Sequence[Segment]) -> bool:
@@ -250,17 +247,15 @@ class _Rewrite:
     def _swap(self, scratch: str) -> None:
         """Under the lock: the new segment takes its place, unless retention was quicker."""
         partition = self._partition
-        partition.lock()
-        try:
-            present = partition.log.refreshed(partition.slot.get(CHANGES))
-            if any(present.get(old.base) is None or present[old.base].path != old.path for old in self._group):
-                return
-            self._builder.seal(self._target.next, self._position)
-            partition.ctx.files.rename(scratch, self._target.log_path)
-            partition.ctx.files.sync_dir(partition.directory)
-            self._target.replace_index(self._builder.entries)
-            partition.replaced(self._group)
-        except MissingFile as error:
-            logger.info("compaction of %s gave way to retention: %s", partition.directory, error)
-        finally:
-            partition.unlock()
+        with partition.locked():
+            try:
+                present = partition.log.refreshed(partition.slot.get(CHANGES))
+                if any(present.get(old.base) is None or present[old.base].path != old.path for old in self._group):
+                    return
+                self._builder.seal(self._target.next, self._position)
+                partition.ctx.files.rename(scratch, self._target.log_path)
+                partition.ctx.files.sync_dir(partition.directory)
+                self._target.replace_index(self._builder.entries)
+                partition.replaced(self._group)
+            except MissingFile as error:
+                logger.info("compaction of %s gave way to retention: %s", partition.directory, error)

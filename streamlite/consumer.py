@@ -178,7 +178,17 @@ class Consumer:
             self._check()
             self._handout.take_back()
             self._handout.count_polled()
-            self._collect(self._deadline(timeout), most, take, found)
+            self._collect_or_none(self._deadline(timeout), most, take, found)
+
+    def _collect_or_none(
+        self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]
+    ) -> None:
+        """As `_collect`; what was taken when something is raised was not handed out."""
+        try:
+            self._collect(deadline, most, take, found)
+        except BaseException:
+            self._handout.take_back_all()
+            raise
 
     def _collect(self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]) -> None:
         """Take messages, waiting for the first until `deadline`; `found` stays empty where none came."""
@@ -307,7 +317,7 @@ class Consumer:
                 return []
             self._handout.take_back()
             self._handout.count_polled()
-            self._collect(self._deadline(timeout), self._options.max_poll_messages, take, found)
+            self._collect_or_none(self._deadline(timeout), self._options.max_poll_messages, take, found)
             if self._assignment.membership is not None:
                 self._engine.ticker.watch(self)
         return found
@@ -321,7 +331,7 @@ class Consumer:
         """The run was interrupted while `message`, now processed, was in the loop's hands; whether it goes on."""
         handout = self._handout
         with self._busy:
-            ticked = handout.run is TICK
+            ticked = handout.run is TICK and handout.live is run
             handout.resumed(message)
             if ticked and not (self._woken or self._closing):
                 handout.run = run
@@ -443,7 +453,7 @@ class Consumer:
             for track in self._tracks(tps) if tps else ():
                 track.paused = True
                 if track is self._handout.run_track:
-                    self._handout.run = None  # the loop goes on elsewhere when it asks for the next message
+                    self._handout.interrupt()  # the loop goes on elsewhere when it asks for the next message
 
     def resume(self, *tps: TopicPartition) -> None:
         """Hand out messages of these partitions again."""
@@ -461,7 +471,7 @@ class Consumer:
     def wakeup(self) -> None:
         """From any thread: the current or next call that may block returns empty, the loop ends."""
         self._woken = True
-        self._handout.run = None
+        self._handout.interrupt()
         self._waiter.ring()
 
     def close(self) -> None:

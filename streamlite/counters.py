@@ -194,14 +194,14 @@ class Counters:
         for number, state in slots.items():
             self.slot(number).store(state)
         header[BOOT], header[INSTANCE], header[EPOCH] = boot, instance, epoch
-        header[TOPICS] += 1
+        header[TOPICS] = (header[TOPICS] + 2) & ~1  # even: nobody is changing anything
         header[READY] = READY_MARK
 
     def revise(self, on_disk: dict[int, int]) -> None:
         """After a stop of all processes but not of the machine: every log is to be read before its words are believed.
 
-        What only the words know (what is synced, and what failed to be) stays. In place, so that whoever is killed in the
-        middle leaves something to be revised again. `on_disk`: slot to incarnation of the partitions there are.
+        What only the words know (what is synced, and what failed to be) stays. In place, so that whoever is killed in
+        the middle leaves something to be revised again. `on_disk`: slot to incarnation of the partitions there are.
         """
         for block in range(self.blocks_on_file()):
             for slot in self.occupied(block):
@@ -213,7 +213,7 @@ class Counters:
                 slot.set(FLAGS, RECOVER)
             else:
                 slot.store(SlotState(incarnation=incarnation, flags=RECOVER))
-        self.header[TOPICS] += 1
+        self.header[TOPICS] = (self.header[TOPICS] + 2) & ~1
 
     def _clear(self) -> None:
         zeros = bytes(BLOCK_BYTES - PAGE)

@@ -90,8 +90,7 @@ class Engine:
         identity = read_identity(files)  # before a lock file is created in a directory that is no bus
         lock = Guard(lambda: bus_lock, f"the bus {files.root}")
         bus_lock = files.lock(BUS_LOCK)
-        lock.acquire(lock_timeout)
-        try:
+        with lock.hold(lock_timeout):
             identity = read_identity(files) or create_identity(files)
             open_lock = files.lock(OPEN_LOCK)
             first = open_lock.acquire()
@@ -103,8 +102,6 @@ class Engine:
                 _engines.discard(engine)
                 open_lock.release()
                 raise
-        finally:
-            lock.release()
         if location != MEMORY:
             engine.syncer = Syncer(ctx, engine.registry, sync_interval_s)
             ctx.on_sealed = engine.syncer.woken
@@ -223,13 +220,12 @@ class Engine:
                 self.syncer.sync_dirty()
         if self.ctx.read_only or self.ctx.forked:
             return
-        self._lock.acquire(self.ctx.lock_timeout)
-        try:
-            if self._open_lock.acquire():
-                self._leave_clean()
-        finally:
-            self._open_lock.release()
-            self._lock.release()
+        with self._lock.hold(self.ctx.lock_timeout):
+            try:
+                if self._open_lock.acquire():
+                    self._leave_clean()
+            finally:
+                self._open_lock.release()
 
     def _leave_clean(self) -> None:
         """As the last one: sync all, then say so. Where that fails, there is no mark, and the next opener recovers."""
@@ -241,8 +237,7 @@ class Engine:
                 if partition.slot.get(FAILED):
                     return
                 if partition.slot.get(FLAGS):
-                    partition.lock()
-                    partition.unlock()
+                    partition.settle_now()
                 if partition.unsynced:
                     partition.sync()
                 states[partition.slot.number] = partition.state()

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -32,6 +33,7 @@ from streamlite.errors import FencedError, GroupActiveError
 from streamlite.files import FileLock, MissingFile, process_id
 from streamlite.format import checksum
 from streamlite.group_state import GroupState, may_commit, owned_by, to_release
+from streamlite.locks import block_frame
 from streamlite.message import TopicPartition
 from streamlite.offsets import Position
 from streamlite.partition import Partition
@@ -42,8 +44,10 @@ logger = logging.getLogger("streamlite")
 
 DIRECTORY: Final = "groups"
 _GENERATION: Final = 0
+_FREED: Final = 1
 _ASKED: Final = 0
 _PATIENCE: Final = 1
+_WAITING: Final = 2
 _PAGE: Final = 4096
 
 
@@ -98,16 +102,16 @@ class GroupFiles:
     # -- the state ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self) -> Iterator[GroupState]:
+    def locked(self, frame: FrameType | None = None) -> Iterator[GroupState]:
         """Under the group's lock, the state with the dead taken out; of a bus that only reads, as it was left."""
         if self._ctx.read_only:
             yield self._read()[0]
             return
-        self.guard.acquire(self._ctx.lock_timeout)
-        try:
-            yield self.settled()
-        finally:
-            self.guard.release()
+        with self.guard.hold(self._ctx.lock_timeout, frame or block_frame()):
+            try:
+                yield self.settled()
+            finally:
+                self.control[_FREED] = self.now_ms()
 
     def load(self) -> GroupState:
         """The state, under the lock; from memory while the generation did not move."""
@@ -193,9 +197,14 @@ class GroupFiles:
 
     def hangs(self, member: str) -> bool:
         """Whether the member did not ask for messages for its `max_poll_interval_ms`."""
+        try:
+            self._ctx.files.open(f"{self._member(member)}.asked")
+        except MissingFile:
+            return False  # it has just left
         page = self.page(member)
         patience = page[_PATIENCE]
-        return bool(patience) and self.now_ms() - page[_ASKED] > patience
+        since = max(page[_ASKED], self.control[_FREED]) if page[_WAITING] else page[_ASKED]
+        return bool(patience) and self.now_ms() - since > patience
 
     def now_ms(self) -> int:
         """Now, on the monotonic clock that all processes of a machine share."""
@@ -282,7 +291,7 @@ class Membership:
             self._page = files.page(self.id)
             self._page[_PATIENCE] = self._options.max_poll_interval_ms
             self.stamp()
-        with files.locked():
+        with self._locked():
             self._join()
 
     def _join(self) -> None:
@@ -313,7 +322,7 @@ class Membership:
     def look_for_dead(self) -> None:
         """See whether another member is gone; if so, share out what it had."""
         if not self._alone and self._files.needs_settling(self.id):
-            with self._files.locked():
+            with self._locked():
                 pass
 
     def changed(self) -> bool:
@@ -322,7 +331,7 @@ class Membership:
 
     def sync(self) -> News:
         """What the group's state says of this member now. Whoever was put out joins again, with nothing."""
-        with self._files.locked():
+        with self._locked():
             state = self._files.load()
             # A member that was put out comes here because it asks for messages, so it may come back at once.
             out = self.id not in state.members
@@ -357,19 +366,19 @@ class Membership:
         given = list(partitions)  # type: ignore[call-overload]
         for tp in given:
             self._have.pop(tp, None)
-        with self._files.locked():
+        with self._locked():
             self._files.apply(states.Released(member=self.id, partitions=given))
 
     def committed(self, partitions: Sequence[Partition]) -> list[Position | None]:
         """What the group committed of these; nothing newer is on its way."""
         offsets = self._engine.offsets
-        with self._files.locked():
+        with self._locked():
             return [offsets.get(self._group, one.tp, one.topic.incarnation) for one in partitions]
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
         """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""
         offsets, ctx = self._engine.offsets, self._engine.ctx
-        with self._files.locked():
+        with self._locked():
             topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self._group)}
             new = [one for one in partitions if (one.topic.name, one.topic.incarnation) not in topics]
             if new:
@@ -378,9 +387,7 @@ class Membership:
 
     def commit(self, positions: Mapping[TopicPartition, Position], ownerships: Mapping[TopicPartition, int]) -> None:
         """Commit all of it, or, where one ownership has ended, nothing: `FencedError`."""
-        guard = self._files.guard
-        guard.acquire(self._engine.ctx.lock_timeout)
-        try:
+        with self._waiting(), self._files.guard.hold(self._engine.ctx.lock_timeout):
             refused = self._refused(positions.keys(), ownerships)
             if refused:
                 shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(refused)[:5])
@@ -389,8 +396,26 @@ class Membership:
                     "poll again to go on with what is"
                 )
             self._engine.offsets.commit(self._group, positions)
+            self._files.control[_FREED] = self._files.now_ms()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """While it waits for the group's lock a member does not hang: it counts from when the lock was last free."""
+        page = self._page
+        if page is None:
+            yield
+            return
+        page[_WAITING] = 1
+        try:
+            yield
         finally:
-            guard.release()
+            page[_WAITING] = 0
+            self.stamp()
+
+    @contextmanager
+    def _locked(self) -> Iterator[GroupState]:
+        with self._waiting(), self._files.locked(block_frame()) as state:
+            yield state
 
     def _refused(self, partitions: object, ownerships: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         state = self._files.load()
@@ -399,9 +424,15 @@ class Membership:
             return [tp for tp in asked if tp in state.owned]
         return [tp for tp in asked if not may_commit(state, self.id, tp, ownerships.get(tp, -1))]
 
+    def retry(self, partitions: Iterable[TopicPartition]) -> None:
+        """What `sync` said of these could not be done: let it be said again."""
+        for tp in partitions:
+            self._have.pop(tp, None)
+        self._seen = -1
+
     def lost_of(self, ownerships: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         """Those of these ownerships that have ended."""
-        with self._files.locked():
+        with self._locked():
             lost = self._refused(ownerships.keys(), ownerships)
         for tp in lost:
             self._have.pop(tp, None)
@@ -413,7 +444,7 @@ class Membership:
         if lock is None:
             return
         try:
-            with self._files.locked():
+            with self._locked():
                 self._files.apply(states.Leave(member=self.id))
                 self._files.remove_member(self.id)
         finally:

@@ -30,8 +30,9 @@ class GroupAdmin:
         return sorted(self._engine.offsets.groups() | GroupFiles.with_members(self._engine))
 
     def _require(self, name: str) -> None:
-        if name not in self.names():
-            known = ", ".join(map(repr, self.names()[:5])) or "none"
+        names = self.names()
+        if name not in names:
+            known = ", ".join(map(repr, names[:5])) or "none"
             raise UnknownGroupError(f"there is no group {name!r} on {self._engine.ctx.files.root}, which has {known}")
 
     def describe(self, name: str) -> GroupDescription:

@@ -29,12 +29,14 @@ TICK: Final[list[Message]] = []
 class Handout:
     """What is in the application's hands. `run` may be replaced by other threads, everything else is the consumer's."""
 
-    __slots__ = ("_fetcher", "current", "polled", "run", "run_track")
+    __slots__ = ("_fetcher", "current", "live", "polled", "run", "run_track")
 
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
         self.polled: list[Track] = []
         self.run: list[Message] | None = None
+        self.live: list[Message] | None = None
+        """The run, as long as nothing but the ticker interrupts it."""
         self.run_track: Track | None = None
         self.current: Message | None = None
 
@@ -46,13 +48,18 @@ class Handout:
 
     def begin_run(self, run: list[Message], track: Track) -> None:
         """The loop is about to hand these out, which were just taken from `track`."""
-        self.run, self.run_track, self.current = run, track, None
+        self.run_track, self.current = track, None
+        self.run = self.live = run
+
+    def interrupt(self) -> None:
+        """Have the loop take back the rest of the run when it asks for the next message."""
+        self.live = self.run = None
 
     def end_run(self) -> None:
         """The loop asked for more than the run has: all of it is processed."""
         if self.run_track is not None:
             self.run_track.processed = self.run_track.position
-        self.run = self.run_track = self.current = None
+        self.run = self.live = self.run_track = self.current = None
 
     def resumed(self, message: Message) -> None:
         """The loop is done with `message`, unless that was settled otherwise meanwhile."""
@@ -79,7 +86,7 @@ class Handout:
         """End the run: what the loop is not done with is handed out again."""
         self.note()
         track = self.run_track
-        self.run = self.run_track = self.current = None
+        self.run = self.live = self.run_track = self.current = None
         if track is not None:
             self._again(track)
 
@@ -103,5 +110,5 @@ class Handout:
     def forget(self, partitions: Collection[TopicPartition]) -> None:
         """These are read no more: nothing of them is in anybody's hands."""
         if self.run_track is not None and self.run_track.tp in partitions:
-            self.run = self.run_track = self.current = None
+            self.run = self.live = self.run_track = self.current = None
         self.polled = [track for track in self.polled if track.tp not in partitions]

@@ -49,20 +49,16 @@ class Maintenance:
             self.worker.wake()
 
     def _step(self) -> float | None:
-        if not self._ctx.closed and not self._ctx.forked and self._guard.try_acquire():
-            try:
-                self._every_topic(force=False)
-            finally:
-                self._guard.release()
+        if not self._ctx.closed and not self._ctx.forked:
+            with self._guard.trying() as got:
+                if got:
+                    self._every_topic(force=False)
         return INTERVAL_S
 
     def run(self) -> None:
         """Look at every topic now; raises what goes wrong."""
-        self._guard.acquire(self._ctx.lock_timeout)
-        try:
+        with self._guard.hold(self._ctx.lock_timeout):
             self._every_topic(force=True)
-        finally:
-            self._guard.release()
 
     def _every_topic(self, *, force: bool) -> None:
         for name in self._registry.names(internal=True):
@@ -96,8 +92,7 @@ def _segments(partition: Partition) -> list[Segment]:
 
 def _retain_by_time(partition: Partition, oldest_ms: int) -> None:
     """Remove the leading segments all of whose messages are older than `oldest_ms`."""
-    partition.lock()
-    try:
+    with partition.locked():
         slot = partition.slot
         segments = _segments(partition)
         keep = 0
@@ -108,8 +103,6 @@ def _retain_by_time(partition: Partition, oldest_ms: int) -> None:
             partition.drop_before(slot.end)
         elif keep:
             partition.drop_before(segments[keep].base)
-    finally:
-        partition.unlock()
 
 
 def _newest(partition: Partition, segment: Segment) -> int:
@@ -120,8 +113,7 @@ def _newest(partition: Partition, segment: Segment) -> int:
 
 def _retain_by_size(partition: Partition, bytes_kept: int) -> None:
     """Remove leading segments as long as what stays is at least `bytes_kept`."""
-    partition.lock()
-    try:
+    with partition.locked():
         segments = _segments(partition)
         sizes = [segment.file().size() for segment in segments]
         total, gone = sum(sizes), 0
@@ -130,5 +122,3 @@ def _retain_by_size(partition: Partition, bytes_kept: int) -> None:
             gone += 1
         if gone:
             partition.drop_before(segments[gone].base)
-    finally:
-        partition.unlock()

@@ -19,7 +19,7 @@ from typing import Final
 
 from streamlite.config import ProducerOptions
 from streamlite.context import Context
-from streamlite.errors import BufferFullError, LockTimeoutError, StreamliteError
+from streamlite.errors import BufferFullError, LockTimeoutError, SerdeError, StreamliteError
 from streamlite.partition import Outgoing, Partition
 from streamlite.staging import MESSAGE_OVERHEAD, Batch
 
@@ -102,8 +102,11 @@ class Outbox:
             batch = self._sealed[0]
             try:
                 outgoing = batch.encoded(keep=keep)
-            except StreamliteError as error:
-                settled.append((batch, -1, error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not stay before all others
+                failure = (
+                    error if isinstance(error, StreamliteError) else SerdeError(f"cannot encode a batch: {error!r}")
+                )
+                settled.append((batch, -1, failure))
                 self._sealed.popleft()
                 continue
             queue = queues.get(batch.part.partition)

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ from streamlite.errors import (
     StreamliteError,
     UnknownTopicError,
 )
-from streamlite.files import File, FileLock, MissingFile
+from streamlite.files import FileLock, MissingFile
 from streamlite.format import (
     ENCODING_NATIVE,
     HEADER_BYTES,
@@ -69,7 +70,7 @@ from streamlite.format import (
     checksum,
     pack_header,
 )
-from streamlite.locks import Guard
+from streamlite.locks import Guard, block_frame
 from streamlite.log import Log
 from streamlite.message import TopicPartition
 from streamlite.segment import NEVER_MS, Segment
@@ -161,10 +162,9 @@ class Partition:
         """
         if self.slot.get(FLAGS) & WRITING and not self.ctx.read_only:
             try:
-                self.lock(min(_SETTLE_S, self.ctx.lock_timeout))
+                self.settle_now(min(_SETTLE_S, self.ctx.lock_timeout))
             except LockTimeoutError:
                 return self.end()
-            self.unlock()
         return self.end()
 
     def start(self) -> int:
@@ -182,46 +182,38 @@ class Partition:
             self.ctx.follow(self)
             return
         if flags & RECOVER:
-            self.lock()
-            self.unlock()
-        elif flags & WRITING and self.guard.try_acquire():
-            try:
-                self.settle()
-            finally:
-                self.guard.release()
+            self.settle_now()
+        elif flags & WRITING:
+            with self.guard.trying() as got:
+                if got:
+                    self.settle()
 
-    def lock(self, timeout: float | None = None) -> None:
-        """Take the lock and settle: afterwards the words of the slot are true. `unlock` gives it back."""
-        self.guard.acquire(self.ctx.lock_timeout if timeout is None else timeout)
-        try:
+    @contextmanager
+    def locked(self, timeout: float | None = None) -> Iterator[None]:
+        """Under the lock, and settled: the words of the slot are true."""
+        with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout, block_frame()):
             self.settle()
-        except BaseException:
-            self.guard.release()
-            raise
+            yield
 
-    def unlock(self) -> None:
-        """Give the lock back."""
-        self.guard.release()
+    def settle_now(self, timeout: float | None = None) -> None:
+        """Take the lock once, for what `settle` does."""
+        with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout):
+            self.settle()
 
     # -- append -------------------------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[Outgoing], timeout: float | None = None) -> Appended:
         """Append, waiting for the lock and, with `sync="always"`, for the device. Raises when nothing was written."""
-        self.guard.acquire(self.ctx.lock_timeout if timeout is None else timeout)
-        try:
+        with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout):
             result = self.append_locked(batches)
-        finally:
-            self.guard.release()
         return self._published(result)
 
     def try_append(self, batches: Sequence[Outgoing]) -> Appended | None:
         """As `append`, but `None` where the lock is not free at once."""
-        if not self.guard.try_acquire():
-            return None
-        try:
+        with self.guard.trying() as got:
+            if not got:
+                return None
             result = self.append_locked(batches)
-        finally:
-            self.guard.release()
         return self._published(result)
 
     def _published(self, result: Appended) -> Appended:
@@ -405,8 +397,7 @@ class Partition:
     def truncate_before(self, offset: int) -> None:
         """Make `offset` the first offset of the log, durably; whole segments below it are removed."""
         self.sync(offset)
-        self.lock()
-        try:
+        with self.locked():
             if not 0 <= offset <= self.slot.end:
                 raise OffsetOutOfRangeError(
                     f"cannot truncate partition {self.number} of {self.topic.name!r} before {offset}: it ends at "
@@ -417,8 +408,6 @@ class Partition:
                 path = f"{self.directory}/{_START_FILE}"
                 self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
                 self.drop_before(offset)
-        finally:
-            self.unlock()
 
     def stored_start(self) -> int:
         """Where `truncate_before` said the log begins; 0 where it never did."""
@@ -466,10 +455,10 @@ class Partition:
         """
         slot = self.slot
         if slot.get(FLAGS) & RECOVER:
-            self.lock()
-            self.unlock()
+            self.settle_now()
         with self._sync_mutex:
             if slot.get(FAILED):
+                self.ctx.dirty.discard(self)
                 raise self._failed()
             if upto is not None and slot.get(SYNCED) >= upto and slot.get(NAMED) == slot.get(CHANGES):
                 return
@@ -477,7 +466,8 @@ class Partition:
             try:
                 self._sync(sealed_only)
             except StorageError:
-                self.ctx.dirty.add(self)
+                if not slot.get(FAILED):
+                    self.ctx.dirty.add(self)
                 raise
 
     def _sync(self, sealed_only: bool) -> None:
@@ -487,24 +477,38 @@ class Partition:
             end = slot.get(ACTIVE) if sealed_only else slot.end
             changes = slot.get(CHANGES)
             try:
-                files = self._files_to_sync(slot.get(SYNCED), end, changes)
+                self._sync_files(slot.get(SYNCED), end, changes)
             except MissingFile:
                 self.log.refresh(slot.get(CHANGES))  # retention or compaction was quicker
                 continue
-            try:
-                for file in files:
-                    file.sync()
-                if slot.get(NAMED) != changes and files:
-                    self._sync_names()
-            except StorageError:
-                slot.set(FAILED, 1)
-                raise
+            if slot.get(FAILED):
+                raise self._failed()  # another process's sync of the same files, before this one
             slot.set(NAMED, changes)
             slot.set(SYNCED, max(slot.get(SYNCED), end))
             return
         raise StorageError(
             f"cannot sync {self.directory}: its files went away {_SYNC_TRIES} times", path=self.directory
         )
+
+    def _sync_files(self, synced: int, end: int, changes: int) -> None:
+        """One by one, for there may be many. A file that cannot be opened is no failed sync."""
+        segments = self.log.segments(changes)
+        first = max(segments.bisect_right(synced) - 1, 0)
+        chosen = [segment for segment in segments.values()[first:] if segment.base < end]
+        for segment in chosen:
+            file = segment.file()
+            self._guarded(file.sync)
+        if self.slot.get(NAMED) != changes and chosen:
+            self._guarded(self._sync_names)
+
+    def _guarded(self, sync: Callable[[], None]) -> None:
+        try:
+            sync()
+        except MissingFile:
+            raise
+        except StorageError:
+            self.slot.set(FAILED, 1)
+            raise
 
     def _sync_names(self) -> None:
         """Bring the names of the segments to the device; at first those on the way to them, whoever made them."""
@@ -513,11 +517,6 @@ class Partition:
             self.ctx.files.open(f"{self.topic.directory}/topic.json").sync()
             for directory in (self.topic.directory, "topics", ""):
                 self.ctx.files.sync_dir(directory)
-
-    def _files_to_sync(self, synced: int, end: int, changes: int) -> list[File]:
-        segments = self.log.segments(changes)
-        first = max(segments.bisect_right(synced) - 1, 0)
-        return [segment.file() for segment in segments.values()[first:] if segment.base < end]
 
     def _failed(self) -> StorageError:
         return StorageError(

@@ -87,8 +87,7 @@ class Cursor:
         self._segment = None
         self._forget_chunk()
         if not partition.ctx.read_only:
-            partition.lock()
-            partition.unlock()
+            partition.settle_now()
         partition.log.refresh(partition.slot.get(CHANGES))
         end = partition.end()
         if self.offset < partition.slot.get(START):
@@ -141,11 +140,12 @@ class Cursor:
         self._enter(segment, entry.position, max(entry.offset, segment.base))
 
     def _enter(self, segment: Segment, position: int, offset: int) -> None:
-        self._segment = segment
+        self._segment = None
         self._file = segment.file()
         self._position = position
         self._next = offset
         self._forget_chunk()
+        self._segment = segment  # last: what is interrupted here is located anew
 
     def _advance(self, end: int) -> bool:
         """Go to the next segment; `False` where there is nothing more below `end`, all of it having been passed."""

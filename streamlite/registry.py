@@ -3,8 +3,9 @@
 A topic is a directory `topics/<name>` with a `topic.json`, which says everything that does not change with every
 message: incarnation, settings, and the number of the counter slot of each partition. Rules:
 
-* The file is replaced as a whole, under the bus's lock, and then the TOPICS word of the counters is raised: everybody
-  else looks at that word, and reads the file again when it moved.
+* The file is replaced as a whole, under the bus's lock. The TOPICS word of the counters is odd while that is under way
+  and rises: everybody else looks at that word, reads the file again when it moved, and each time while it is odd
+  (whoever was killed in a change leaves it so until the next one).
 * A topic comes and goes by a rename of its directory, so that none is ever half there. What begins with `__` in
   `topics/` is half-made or half-removed, or internal, and never a user's topic.
 * An incarnation is random and never comes again. Handles, descriptors, slots and commits carry it, so that nothing of a
@@ -27,7 +28,7 @@ from streamlite.counters import DELETED, FLAGS, INCARNATION, TOPICS, UNNAMED, Sl
 from streamlite.errors import CorruptionError, StreamliteError, TopicExistsError, UnknownTopicError
 from streamlite.files import MissingFile
 from streamlite.format import checksum
-from streamlite.locks import Guard
+from streamlite.locks import Guard, block_frame
 from streamlite.partition import Partition, TopicInfo
 
 __all__ = ["OFFSETS", "Registry", "TopicState"]
@@ -36,6 +37,8 @@ DIRECTORY: Final = "topics"
 OFFSETS: Final = "__offsets"
 _NEW: Final = "__new-"
 _DELETED: Final = "__deleted-"
+_CHANGING: Final = -1
+"""Seen at no count of changes: to be looked at again."""
 
 
 class TopicFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +134,8 @@ class Registry:
         if state is not None and state.seen == seen and not state.partitions[0].slot.get(FLAGS) & DELETED:
             return state
         with self._mutex:
-            return self._read(name, seen)
+            # While a change is under way, or its maker was killed in it, nothing is remembered.
+            return self._read(name, seen if not seen % 2 else _CHANGING)
 
     def get(self, name: str) -> TopicState:
         """The topic of that name as it is now; `UnknownTopicError` when there is none."""
@@ -208,14 +212,15 @@ class Registry:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Under the bus's lock; afterwards everybody looks again."""
-        self._lock.acquire(self._ctx.lock_timeout)
-        try:
-            yield
-        finally:
-            if self._ctx.sync == "never":
-                self._ctx.counters.header[UNNAMED] = 1
-            self._ctx.counters.header[TOPICS] += 1
-            self._lock.release()
+        header = self._ctx.counters.header
+        with self._lock.hold(self._ctx.lock_timeout, block_frame()):
+            header[TOPICS] = (header[TOPICS] | 1) + 2  # odd, and another than before
+            try:
+                yield
+            finally:
+                if self._ctx.sync == "never":
+                    header[UNNAMED] = 1
+                header[TOPICS] += 1
         for sender in self._ctx.senders:
             sender.topics_changed()
         self._ctx.bell.ring()
@@ -300,13 +305,15 @@ class Registry:
         with self._changing():
             state = self.get(name)
             gone = f"{DIRECTORY}/{_DELETED}{state.incarnation}"
+            flagged: list[Partition] = []
             try:
                 # Flagged first: no send may succeed once the files are on their way out.
                 for partition in state.partitions:
                     self._flag(partition, deleted=True)
+                    flagged.append(partition)
                 self._ctx.files.rename(state.directory, gone)
             except StreamliteError:
-                for partition in reversed(state.partitions):
+                for partition in reversed(flagged):
                     self._flag(partition, deleted=False)
                 raise
             if self._ctx.sync != "never":
@@ -317,14 +324,11 @@ class Registry:
         self._ctx.bell.ring()
 
     def _flag(self, partition: Partition, *, deleted: bool) -> None:
-        partition.guard.acquire(self._ctx.lock_timeout)
-        try:
+        with partition.guard.hold(self._ctx.lock_timeout):
             if deleted:
                 partition.slot.add_flag(DELETED)
             else:
                 partition.slot.clear_flag(DELETED)
-        finally:
-            partition.guard.release()
 
     def grow(self, state: TopicState, count: int) -> None:
         """Give the topic `count` partitions, at least as many as it has; under nobody's lock."""
@@ -355,7 +359,7 @@ class Registry:
 
     def _refresh(self, state: TopicState) -> None:
         with self._mutex:
-            self._read(state.name, self.changes)
+            self._read(state.name, _CHANGING)
         self.current(state)
 
     def _replace(self, state: TopicState, file: TopicFile) -> None:

@@ -77,6 +77,7 @@ class Batch(Outcome):
         """The sealed batch as bytes, made once."""
         if self._outgoing is None:
             self._outgoing = self.encode(keep=keep)
+        self.items = _GONE
         return self._outgoing
 
     def settle(self, base: int, error: StreamliteError | None) -> None:
@@ -84,7 +85,7 @@ class Batch(Outcome):
         super().settle(base, error)
 
     def encode(self, *, keep: bool = False) -> Outgoing:
-        """Make it; drops the items, or, with `keep`, puts them aside."""
+        """Make it; with `keep`, the items are put aside. Can be done again if it was interrupted."""
         if keep:
             self.kept = self.items[: self.count]
         items, settings = self.items[: self.count], self.part.partition.topic.settings
@@ -97,7 +98,6 @@ class Batch(Outcome):
         else:
             base, greatest, steps = timestamp_steps(self.stamps)
         self.ids = list(map(id, self.items[: self.count]))
-        self.items = _GONE
         return encode(settings, values, keys, (base, greatest, steps), headers)
 
     def _steps(self) -> tuple[int, int, Timestamps]:

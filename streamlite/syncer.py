@@ -13,7 +13,7 @@ import logging
 
 from streamlite.clock import SystemClock
 from streamlite.context import Context
-from streamlite.counters import FLAGS, RECOVER, SYNCED
+from streamlite.counters import FAILED, FLAGS, RECOVER, SYNCED
 from streamlite.errors import StreamliteError
 from streamlite.partition import Partition
 from streamlite.registry import Registry
@@ -95,6 +95,7 @@ class Syncer:
             if page != self._pages[block] or any(slot // counters.slots_a_block == block for slot in self._foreign):
                 self._pages[block] = page
                 for slot in counters.occupied(block):
-                    if slot.end > slot.get(SYNCED) or slot.get(FLAGS) & RECOVER:
+                    behind = slot.end > slot.get(SYNCED) or slot.get(FLAGS) & RECOVER
+                    if behind and not slot.get(FAILED):
                         found[slot.number] = slot.end
         return found
