@@ -64,17 +64,20 @@ class Outcome:
         self.ids: Sequence[int] | None = None
         """Which object stands at which place, for those that a `Delivery` keeps alive."""
         self._callbacks: list[tuple[Any, Callable[[Delivery], Any]]] | None = None
-        self._waiting: threading.Event | None = None
+        self._waiting: list[threading.Lock] = []  # one for each who waits, released when it is done
 
     def settle(self, base: int, error: StreamliteError | None) -> None:
         """The batch stands at `base`, or failed. Wakes who waits, runs the callbacks."""
         with self.sender.mutex:
+            if self.done:
+                return
             self.base = base
             self.error = error
             self.done = True
-            waiting, callbacks, self._callbacks = self._waiting, self._callbacks, None
-        if waiting is not None:
-            waiting.set()
+            waiting, self._waiting = self._waiting, []
+            callbacks, self._callbacks = self._callbacks, None
+        for lock in waiting:
+            lock.release()
         if callbacks is not None:
             for item, callback in callbacks:
                 self._call(callback, item)
@@ -97,13 +100,13 @@ class Outcome:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until done; whether it is."""
+        lock = threading.Lock()
+        lock.acquire()
         with self.sender.mutex:
             if self.done:
                 return True
-            if self._waiting is None:
-                self._waiting = threading.Event()
-            waiting = self._waiting
-        return waiting.wait(timeout)
+            self._waiting.append(lock)
+        return lock.acquire(timeout=-1 if timeout is None else timeout)
 
     def failure(self) -> StreamliteError | None:
         """Why it failed, or `None`; whoever asks has been told."""

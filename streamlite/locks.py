@@ -64,7 +64,7 @@ class Guard:
         self._opener = opener  # asked at each turn: the descriptor may have left the bounded cache meanwhile
         self._mutex: Any = threading.RLock()  # re-entrant only to know its owner
         self._lock: FileLock | None = None
-        self._frame: FrameType | None = None  # of the block that holds it
+        self._frame: FrameType | None = None  # of the block that holds it, where that is known
         self.what = what
 
     def hold(self, timeout: float, frame: FrameType | None = None) -> _Hold:
@@ -80,9 +80,9 @@ class Guard:
 
     def acquire(self, timeout: float) -> None:
         """As `hold`, for who gives it back by `release`: only where no handler may raise in between."""
-        self.take(timeout, sys._getframe(1))
+        self.take(timeout, None)
 
-    def take(self, timeout: float | None, frame: FrameType) -> bool:
+    def take(self, timeout: float | None, frame: FrameType | None) -> bool:
         """Take it for the block of `frame`; `None` does not wait. Whatever is raised here, nothing is held."""
         mutex = self._mutex
         if mutex._is_owned() and not self._left_behind():
@@ -101,14 +101,14 @@ class Guard:
             self._undo()
             raise
 
-    def _try_file(self, frame: FrameType) -> bool:
+    def _try_file(self, frame: FrameType | None) -> bool:
         lock = self._lock = self._opener()
         if not lock.acquire():
             return False
         self._frame = frame
         return True
 
-    def _wait(self, timeout: float, frame: FrameType) -> bool:
+    def _wait(self, timeout: float, frame: FrameType | None) -> bool:
         mutex = self._mutex
         deadline = time.monotonic() + timeout
         pause = _BACKOFF_FIRST_S

@@ -15,7 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 from streamlite.config import ProducerOptions
 from streamlite.context import Context
@@ -29,7 +30,6 @@ _FAILED_MAX: Final = 1000
 """Failed batches remembered until somebody flushes, who is told of the first."""
 
 _Queue = deque[tuple[Batch, Outgoing]]
-_Settled = list[tuple[Batch, int, StreamliteError | None]]
 
 
 class Outbox:
@@ -48,7 +48,10 @@ class Outbox:
         self._sealed: deque[Batch] = deque()
         self._queues: dict[Partition, _Queue] = {}
         self._blocked: dict[Partition, float] = {}  # since when a partition's lock was found taken
-        self._draining = threading.Lock()
+        self._settled: deque[tuple[Batch, int, StreamliteError | None]] = (
+            deque()
+        )  # what became of batches, not told yet
+        self._draining: Any = threading.RLock()  # re-entrant only to know its owner
 
     @property
     def pending(self) -> bool:
@@ -75,30 +78,36 @@ class Outbox:
     def put(self, batches: Iterable[Batch]) -> None:
         """Under the mutex: these batches are the drain's now."""
         for batch in batches:
-            self.buffered += batch.bytes
-            self.unsettled[batch] = None
-            self._sealed.append(batch)
+            if batch not in self.unsettled:
+                self.buffered += batch.bytes
+                self.unsettled[batch] = None
+                self._sealed.append(batch)
 
     def drain(self, timeout: float) -> bool:
-        """Write what is sealed, as far as locks are free; `False` where the drain itself was taken."""
-        while self._sealed or self._queues:
-            if not (self._draining.acquire(timeout=timeout) if timeout > 0 else self._draining.acquire(blocking=False)):
-                return False
-            settled: _Settled = []
+        """Write what is sealed, as far as locks are free; `False` where the drain itself was taken.
+
+        Anything may be raised anywhere by a signal handler: what has not been taken off then is where the next drain
+        finds it, and what became of batches is kept in `_settled` until they were told.
+        """
+        draining = self._draining
+        while self._sealed or self._queues or self._settled:
+            if draining._is_owned():
+                return False  # a signal handler in the middle of a drain
             try:
-                self._drain_once(settled)
+                if not (draining.acquire(timeout=timeout) if timeout > 0 else draining.acquire(blocking=False)):
+                    return False
+                self._drain_once()
             finally:
-                self._draining.release()
-                self._settle(settled)
-            if not settled:
+                if draining._is_owned():
+                    draining.release()
+            if not self._tell():
                 return True
         return True
 
-    def _drain_once(self, settled: _Settled) -> None:
-        """Encode and append, holding `_draining`; what became of the batches goes to `settled`."""
+    def _drain_once(self) -> None:
+        """Encode and append, holding `_draining`; what became of the batches goes to `_settled`."""
         queues, keep = self._queues, self._options.on_delivery is not None
         while self._sealed:
-            # Taken off last: what a signal handler raises here must leave the batch where the next drain finds it.
             batch = self._sealed[0]
             try:
                 outgoing = batch.encoded(keep=keep)
@@ -106,7 +115,7 @@ class Outbox:
                 failure = (
                     error if isinstance(error, StreamliteError) else SerdeError(f"cannot encode a batch: {error!r}")
                 )
-                settled.append((batch, -1, failure))
+                self._settled.append((batch, -1, failure))
                 self._sealed.popleft()
                 continue
             queue = queues.get(batch.part.partition)
@@ -117,7 +126,8 @@ class Outbox:
                 queue.append((batch, outgoing))
             self._sealed.popleft()
         for partition in list(queues):
-            self._append(partition, queues[partition], settled)
+            if queues[partition]:
+                self._append(partition, queues[partition])
             if not queues[partition]:
                 del queues[partition]
 
@@ -130,7 +140,7 @@ class Outbox:
                 batch.bytes = size
                 batch.part.lane.message_bytes = size // batch.count + 1
 
-    def _append(self, partition: Partition, queue: _Queue, settled: _Settled) -> None:
+    def _append(self, partition: Partition, queue: _Queue) -> None:
         """Append a partition's batches if its lock is free."""
         error: StreamliteError | None = None
         try:
@@ -139,17 +149,23 @@ class Outbox:
             error = failure
         else:
             if result is None:
-                self._expire(queue, settled)
+                self._expire(queue)
                 return
             error = result.error
             self._blocked.pop(partition, None)
-            settled.extend((queue.popleft()[0], offset, None) for offset in result.offsets)
+            for offset in result.offsets:
+                self._settled.append((queue[0][0], offset, None))
+                queue.popleft()
         # What follows a failed batch in its partition must not overtake it: it fails as well, for the same reason.
         if error is not None:
-            settled.extend((batch, -1, error) for batch, _ in queue)
-            queue.clear()
+            self._fail(queue, error)
 
-    def _expire(self, queue: _Queue, settled: _Settled) -> None:
+    def _fail(self, queue: _Queue, error: StreamliteError) -> None:
+        while queue:
+            self._settled.append((queue[0][0], -1, error))
+            queue.popleft()
+
+    def _expire(self, queue: _Queue) -> None:
         """The partition's lock is taken: batches that waited for it too long fail."""
         partition = queue[0][0].part.partition
         timeout = self._ctx.lock_timeout
@@ -161,27 +177,32 @@ class Outbox:
             f"the lock of {partition.guard.what} stayed taken for {timeout:g} s; these messages were not written: its "
             "holder may be stopped or very slow; send them again, or raise lock_timeout"
         )
-        settled.extend((batch, -1, error) for batch, _ in queue)
-        queue.clear()
+        self._fail(queue, error)
 
-    def _settle(self, settled: _Settled) -> None:
-        """Give room back and tell who waits, with no lock held but for a moment."""
-        if not settled:
-            return
-        with self._mutex:
-            for batch, _, error in settled:
-                self.buffered -= batch.bytes
-                self.unsettled.pop(batch, None)
-                if error is not None and len(self._failed) < _FAILED_MAX:
-                    self._failed.append(batch)
-            self.room.notify_all()
+    def _tell(self) -> bool:
+        """Give room back and tell who waits, with no lock held but for a moment; whether there was anything."""
+        told = False
         on_delivery = self._options.on_delivery
-        for batch, base, error in settled:
-            if batch.kept:
-                batch.seen = True
-                for item in batch.kept:
-                    batch.add_callback(item, on_delivery)
+        while self._settled:
+            try:
+                batch, base, error = self._settled[0]
+            except IndexError:  # another thread tells
+                return True
+            told = True
+            with self._mutex:
+                if self.unsettled.pop(batch, self) is None:  # once, whoever tells
+                    self.buffered -= batch.bytes
+                    if error is not None and len(self._failed) < _FAILED_MAX:
+                        self._failed.append(batch)
+                    if batch.kept and on_delivery is not None:
+                        batch.seen = True
+                        for item in batch.kept:
+                            batch.add_callback(item, on_delivery)
+                    self.room.notify_all()
             batch.settle(base, error)
+            with self._mutex, suppress(ValueError):  # another thread may have been quicker
+                self._settled.remove((batch, base, error))
+        return told
 
     def raise_unseen(self) -> None:
         """Raise the first failure since the last call that nobody was told of."""

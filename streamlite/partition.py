@@ -24,6 +24,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -498,8 +499,15 @@ class Partition:
         for segment in chosen:
             file = segment.file()
             self._guarded(file.sync)
-        if self.slot.get(NAMED) != changes and chosen:
-            self._guarded(self._sync_names)
+        if self.slot.get(NAMED) == changes or not chosen:
+            return
+        sync_dir, topic = self.ctx.files.sync_dir, self.topic.directory
+        self._guarded(partial(sync_dir, self.directory))
+        if not self.slot.get(NAMED):
+            # The first time, also the names on the way to them, whoever made them and at whatever level.
+            self._guarded(self.ctx.files.open(f"{topic}/topic.json").sync)
+            for directory in (topic, "topics", ""):
+                self._guarded(partial(sync_dir, directory))
 
     def _guarded(self, sync: Callable[[], None]) -> None:
         try:
@@ -509,14 +517,6 @@ class Partition:
         except StorageError:
             self.slot.set(FAILED, 1)
             raise
-
-    def _sync_names(self) -> None:
-        """Bring the names of the segments to the device; at first those on the way to them, whoever made them."""
-        self.ctx.files.sync_dir(self.directory)
-        if not self.slot.get(NAMED):
-            self.ctx.files.open(f"{self.topic.directory}/topic.json").sync()
-            for directory in (self.topic.directory, "topics", ""):
-                self.ctx.files.sync_dir(directory)
 
     def _failed(self) -> StorageError:
         return StorageError(

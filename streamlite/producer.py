@@ -365,7 +365,10 @@ class Producer:
         self._outbox.buffered -= lane.reserved
         lane.left = lane.reserved = 0
         lane.last_at = self._now()
-        self._outbox.put(lane.seal())
+        lane.seal(self._put)
+
+    def _put(self, batch: Batch) -> None:
+        self._outbox.put((batch,))
 
     def _seal_all(self) -> None:
         with self.mutex:

@@ -140,12 +140,13 @@ NOTHING: Final = _Nothing()
 class Part:
     """One partition of a lane."""
 
-    __slots__ = ("batch", "lane", "partition")
+    __slots__ = ("batch", "lane", "partition", "sealed")
 
     def __init__(self, lane: Lane, partition: Partition) -> None:
         self.lane = lane
         self.partition = partition
         self.batch: Batch = NOTHING
+        self.sealed: Batch = NOTHING
 
 
 class _NoPart(Part):
@@ -255,19 +256,22 @@ class Lane:
         self.left -= (count - batch.charged) * self.message_bytes
         batch.charged = count
 
-    def seal(self) -> list[Batch]:
-        """Take out what is staged, under the mutex."""
-        batches = []
-        for part in self.active:
-            batch, part.batch = part.batch, NOTHING
-            batch.count = len(batch.items)
-            batch.bytes = batch.count * self.message_bytes
+    def seal(self, put: Callable[[Batch], None]) -> None:
+        """Hand what is staged to `put`, under the mutex. Goes on where a signal handler interrupted it."""
+        while self.active:
+            part = self.active[0]
+            if part.batch is not NOTHING:
+                part.sealed = part.batch
+                part.batch = NOTHING
+            batch = part.sealed
+            if not batch.count:
+                batch.count = len(batch.items)
+                batch.bytes = batch.count * self.message_bytes
             if batch.count:
-                batches.append(batch)
-        self.active = []
+                put(batch)
+            self.active.pop(0)
         if len(self.parts) > 1:
             self.next_sticky()
-        return batches
 
 
 def encode(

@@ -39,12 +39,13 @@ class Waiter:
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
-        self._condition = threading.Condition()  # re-entrant: a signal handler may ring in the thread that waits
+        self._lock = threading.RLock()  # re-entrant: a signal handler may ring in the thread that waits
+        self._condition = threading.Condition(self._lock)
         self._rung = False
 
     def ring(self) -> None:
         """Wake it; if it is not asleep, its next sleep ends at once."""
-        with self._condition:
+        with self._lock:
             self._rung = True
             self._condition.notify()
 
@@ -54,7 +55,7 @@ class Waiter:
         try:
             if ready():
                 return
-            with self._condition:
+            with self._lock:
                 if not self._rung:
                     self._bell.clock.wait(self._condition, timeout)
         finally:
@@ -73,7 +74,7 @@ class FifoWaiter(Waiter):
         self._files = files
         self._words = words
         self._fifo: Fifo | None = None
-        self._lock: FileLock | None = None
+        self._word_lock: FileLock | None = None
         self._place = 0
         self._number = 0
 
@@ -116,12 +117,12 @@ class FifoWaiter(Waiter):
                 break
         else:
             return False
-        self._place, self._lock, self._number = place, lock, secrets.randbits(62) | 1
+        self._place, self._word_lock, self._number = place, lock, secrets.randbits(62) | 1
         self._fifo = self._files.fifo(_path(place, self._number), create=True)
         return True
 
     def close(self) -> None:
-        lock, self._lock, self._fifo = self._lock, None, None
+        lock, self._word_lock, self._fifo = self._word_lock, None, None
         if lock is not None:
             self._words[self._place] = 0
             self._files.remove(_path(self._place, self._number))

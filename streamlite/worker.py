@@ -32,7 +32,9 @@ class Worker:
         self._name = f"streamlite-{name}"
         self._step = step
         self._clock = clock
-        self._condition = threading.Condition(threading.Lock())  # guards all below, and notifies the thread
+        # Guards all below. Taken itself and not through the condition, whose `with` a signal handler can cut in two.
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._woken = False
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -47,7 +49,7 @@ class Worker:
 
         `StorageError` where the system has no thread to give; the next call tries again.
         """
-        with self._condition:
+        with self._lock:
             if self._stopping:
                 return
             self._clock.worker_woken(self)
@@ -72,7 +74,7 @@ class Worker:
 
     def stop(self, timeout: float | None = None) -> None:
         """Ask the thread to end after the step it is in, and wait for that; not when called from itself."""
-        with self._condition:
+        with self._lock:
             thread = self._thread
             if thread is not None and not self._stopping:
                 # Before `_stopping` is set: a clock that heard of it after the thread said goodbye would wait for ever.
@@ -102,7 +104,7 @@ class Worker:
             return _AFTER_ERROR_S
 
     def _wait(self, delay: float | None) -> None:
-        with self._condition:
+        with self._lock:
             deadline = None if delay is None else self._clock.monotonic() + delay
             self.idle = deadline is None and not self._woken
             while not self._woken and not self._stopping:

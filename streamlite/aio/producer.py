@@ -83,10 +83,10 @@ class _Outbox(Outbox):
         super().__init__(ctx, options, mutex)
         self.aside: Aside | None = None
 
-    def _drain_once(self, settled: Any) -> None:
+    def _drain_once(self) -> None:
         if self.aside is not None:
             self.aside.begin()
-        super()._drain_once(settled)
+        super()._drain_once()
 
     def _weigh(self, batch: Batch, outgoing: Outgoing) -> None:
         super()._weigh(batch, outgoing)

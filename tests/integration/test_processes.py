@@ -948,7 +948,8 @@ def test_interrupted_sends(bus: Bus, directory: Path, start: Start) -> None:
     assert count > 100
     found = [int(value) for value in texts(whole(bus))]
     assert all(found[offset] == number for number, offset in acknowledged)
-    assert found == sorted(set(found))  # in order, and nothing twice
+    assert found == sorted(found)  # in order; an append whose end was interrupted may have been made again
+    assert len(found) - len(set(found)) < count
 
 
 @pytest.mark.parametrize("how", ["poll", "loop"])
