@@ -188,6 +188,7 @@ class Consumer:
             self._collect(deadline, most, take, found)
         except BaseException:
             self._handout.take_back_all()
+            self._fetcher.start_over()
             raise
 
     def _collect(self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]) -> None:
@@ -279,6 +280,7 @@ class Consumer:
             self._check()
             self._deadline(timeout)
             self._handout.take_back_all()
+            self._fetcher.start_over()
         return self._loop(timeout)
 
     def _loop(self, timeout: float | None) -> Iterator[Message]:

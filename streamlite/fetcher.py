@@ -189,6 +189,13 @@ class Fetcher:
             track.queued = True
             self._ready.append(track)
 
+    def start_over(self) -> None:
+        """Look at every partition again: whatever a signal handler interrupted, none is forgotten."""
+        self._pages.clear()
+        self._ready = deque(track for track in self.tracks.values() if not track.paused)
+        for track in self.tracks.values():
+            track.queued = not track.paused
+
     def look(self) -> bool:
         """Find out which partitions got something; whether any is ready."""
         if self._ctx.read_only:

@@ -25,8 +25,8 @@ LAYERS = {
     "L0 pure": "errors message config format batch compression serde partitioner assignor group_state",
     "L1 storage": "files clock segment index log recovery counters handles locks marks",
     "L2 engine": """
-        compaction context engine group groups maintenance offsets outgoing partition reader readonly registry settle syncer
-        ticker transaction wakeup worker
+        compaction context engine group groups maintenance offsets outgoing partition reader readonly registry settle
+        syncer ticker transaction wakeup worker
     """,
     "L3 clients": "producer consumer aio assignment bulk delivery fetcher handout outbox staging subscription",
     "L4 façade": "bus topic __init__",
