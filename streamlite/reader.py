@@ -25,6 +25,8 @@ from streamlite.segment import Segment
 
 __all__ = ["Cursor", "batches_left", "cap_offset", "offset_for_time"]
 
+_LOOKS: Final = 20
+"""Swaps of segments that may come in the way of one read, one after the other."""
 READ_BYTES: Final = 1 << 20
 """One read of the file: large enough that the system call is a hundredth of the work on what it brings."""
 
@@ -83,28 +85,35 @@ class Cursor:
         )
 
     def _look_again(self, first: Exception) -> Batch | None:
-        partition = self.partition
-        self._segment = None
-        self._forget_chunk()
-        if not partition.ctx.read_only:
-            partition.settle_now()
-        partition.log.refresh(partition.slot.get(CHANGES))
-        end = partition.end()
-        if self.offset < partition.slot.get(START):
-            self._refuse(end)
-        try:
-            return self._next_batch(end)
-        except MissingFile:
+        """Once what a dead writer left is settled; again, as long as somebody swaps or removes segments meanwhile."""
+        partition, slot = self.partition, self.partition.slot
+        error = first
+        for _ in range(_LOOKS):
+            self._segment = None
+            self._forget_chunk()
+            if not partition.ctx.read_only:
+                partition.settle_now()
+            changes = slot.get(CHANGES)
+            partition.log.refresh(changes)
+            end = partition.end()
+            if self.offset < slot.get(START):
+                self._refuse(end)
+            try:
+                return self._next_batch(end)
+            except (BadBatch, MissingFile) as again:
+                error = again
+            if slot.get(CHANGES) == changes:
+                break
+        if isinstance(error, MissingFile):
             raise first from None
-        except BadBatch as error:
-            segment = self._segment
-            path = segment.log_path if segment is not None else partition.directory
-            raise CorruptionError(
-                f"{path} is damaged at position {self._position} (offset {self._next}): {error}; what stands elsewhere "
-                "can still be read by seeking past it",
-                file=path,
-                position=self._position,
-            ) from error
+        segment = self._segment
+        path = segment.log_path if segment is not None else partition.directory
+        raise CorruptionError(
+            f"{path} is damaged at position {self._position} (offset {self._next}): {error}; what stands elsewhere "
+            "can still be read by seeking past it",
+            file=path,
+            position=self._position,
+        ) from error
 
     def _next_batch(self, end: int) -> Batch | None:
         while True:
