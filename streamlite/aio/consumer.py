@@ -134,8 +134,8 @@ class AsyncConsumer:
             except asyncio.CancelledError:
                 if not left.done() or not isinstance(left.exception(), asyncio.CancelledError):
                     raise
-            except Exception:  # noqa: BLE001 - it was for the call that was cancelled
-                pass
+            except Exception as error:  # noqa: BLE001 - it was for the call that was cancelled
+                logger.warning("a call that had been cancelled failed: %s", error)
             if self._under_way is left:
                 self._under_way = None
 
