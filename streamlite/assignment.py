@@ -71,7 +71,7 @@ class Assignment:
         self._subscription = subscription
         self._topic_changes = self._engine.registry.changes
         if self._group is None:
-            self._take_all(subscription)
+            self._take_all(subscription, later=False)
             return
         if self.membership is None:
             self.membership = Membership(self._engine, self._group, self._options)
@@ -135,15 +135,15 @@ class Assignment:
             raise ConfigError(f"{tp[0]!r} partition {tp[1]} is not assigned to this consumer; see assignment()")
         return track
 
-    def _take_all(self, subscription: Subscription) -> None:
-        """Without a group: read every partition of what is subscribed to."""
+    def _take_all(self, subscription: Subscription, *, later: bool) -> None:
+        """Without a group: read every partition of what is subscribed to; `later`: what is new appeared meanwhile."""
         tracks = self.fetcher.tracks
         wanted = {partition.tp: partition for partition in subscription.partitions()}
         gone = [tp for tp, track in tracks.items() if wanted.get(tp) is not track.partition]
         self._drop(gone)
         new = [tp for tp in wanted if tp not in tracks]
         for tp in new:
-            self._add(wanted[tp], subscription.types(tp.topic), None, later=self._owner.is_open)
+            self._add(wanted[tp], subscription.types(tp.topic), None, later=later)
         self._call("on_revoke", gone)
         self._call("on_assign", new)
         self._raise_failed()
@@ -216,7 +216,7 @@ class Assignment:
         else:
             names = subscription.names()  # likewise; asked again by the next call, since nothing is noted down
             if self._group is None:
-                self._take_all(subscription)
+                self._take_all(subscription, later=True)
             elif self.membership is not None:
                 self.membership.join(names)
         self._topic_changes = changes

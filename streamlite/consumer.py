@@ -48,8 +48,6 @@ class Consumer:
         self._clock = engine.ctx.clock
         self._options = options
         self.group = group
-        self.is_open = False
-        """Whether the constructor is through: partitions that are found later are new ones."""
         self._waiter = self._ctx.bell.waiter()
         self._busy = threading.RLock()
         self._woken = False
@@ -68,7 +66,6 @@ class Consumer:
             except BaseException:
                 self._assignment.abandon()  # nobody gets this consumer: it must not stay a member
                 raise
-        self.is_open = True
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._fetcher.tracks)} partitions"

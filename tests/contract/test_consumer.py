@@ -812,3 +812,12 @@ def test_a_consumer_keeps_up_with_batches_of_every_size(bus: Bus) -> None:
             sent += count + 2
             found += take(consumer, count + 2)
         assert values(found) == numbers(sent)
+
+
+def test_latest_holds_for_what_is_subscribed_to_after_opening(bus: Bus) -> None:
+    topic = bus.topic("t")
+    put(bus, topic, *numbers(3))
+    with bus.consumer(start="latest") as consumer:
+        consumer.subscribe("t")
+        put(bus, topic, b"new")
+        assert values(take(consumer, 1)) == [b"new"]
