@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import secrets
 import threading
 import weakref
 from typing import Any, Final
@@ -28,7 +27,7 @@ from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
 from streamlite.counters import FAILED, FLAGS, RECOVER, Counters, SlotState
 from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
-from streamlite.files import Files, after_fork_in_child
+from streamlite.files import Files, after_fork_in_child, random_number
 from streamlite.files.memory import MemoryFiles
 from streamlite.locks import Guard
 from streamlite.maintenance import Maintenance
@@ -153,7 +152,7 @@ class Engine:
                 if on_disk:
                     epoch += 1
                     write_epoch(files, epoch)
-            ctx.counters.reset(clean, boot, secrets.randbits(62), epoch)
+            ctx.counters.reset(clean, boot, random_number(), epoch)
         remove_clean(files)
 
     # -- the last -----------------------------------------------------------------------------------------------------

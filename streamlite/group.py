@@ -18,7 +18,6 @@ the generation, and for each member a locked file and a mapped page with the tim
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -30,7 +29,7 @@ from streamlite import group_state as states
 from streamlite.config import ConsumerOptions
 from streamlite.engine import Engine
 from streamlite.errors import FencedError, GroupActiveError
-from streamlite.files import FileLock, MissingFile, process_id
+from streamlite.files import FileLock, MissingFile, process_id, random_number
 from streamlite.format import checksum
 from streamlite.group_state import GroupState, may_commit, owned_by, to_release
 from streamlite.locks import block_frame
@@ -275,7 +274,7 @@ class Membership:
         self._group = group
         self._options = options
         self._alone = alone
-        self.id = secrets.token_hex(12)
+        self.id = f"{random_number():016x}{random_number():08x}"[:24]
         self._lock: FileLock | None = None
         self._page: memoryview | None = None
         self._names: Sequence[str] = ()

@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Final
 
 import msgspec
 
 from streamlite.counters import DELETED, SlotState
 from streamlite.errors import CorruptionError, FormatError
-from streamlite.files import Files, MissingFile
+from streamlite.files import Files, MissingFile, random_number
 from streamlite.format import FORMAT_VERSION, check_format, checksum
 
 __all__ = [
@@ -74,7 +73,7 @@ def read_identity(files: Files) -> Identity | None:
 
 def create_identity(files: Files) -> Identity:
     """Make an empty directory a bus."""
-    identity = Identity(FORMAT_VERSION, secrets.randbits(62))
+    identity = Identity(FORMAT_VERSION, random_number())
     files.replace_file(BUS, msgspec.json.encode(identity), sync=True)
     return identity
 

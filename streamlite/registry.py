@@ -14,7 +14,6 @@ message: incarnation, settings, and the number of the counter slot of each parti
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from streamlite.config import INTERNAL_PREFIX, TopicSettings
 from streamlite.context import Context
 from streamlite.counters import DELETED, FLAGS, INCARNATION, TOPICS, UNNAMED, SlotState
 from streamlite.errors import CorruptionError, StreamliteError, TopicExistsError, UnknownTopicError
-from streamlite.files import MissingFile
+from streamlite.files import MissingFile, random_number
 from streamlite.format import checksum
 from streamlite.locks import Guard, block_frame
 from streamlite.partition import Partition, TopicInfo
@@ -231,7 +230,7 @@ class Registry:
             self._finish_deletion(name)
             if self.find(name) is not None:
                 raise TopicExistsError(f"topic {name!r} is there already: open it with bus.topic({name!r})")
-            incarnation = secrets.randbits(62) | 1 << 62
+            incarnation = random_number() | 1 << 62
             slots = self._take_slots(asked or 1, incarnation)
             self._make(name, TopicFile(incarnation=incarnation, asked=asked, settings=settings, slots=slots))
         return self.get(name)

@@ -16,14 +16,13 @@ In memory, or on a test's clock, a waiter is a condition that waits by that cloc
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from streamlite.clock import Clock, SystemClock
 from streamlite.errors import StorageError, StreamliteError
-from streamlite.files import Fifo, FileLock, Files
+from streamlite.files import Fifo, FileLock, Files, random_number
 
 __all__ = ["LOOK_AGAIN_S", "Bell", "FifoWaiter", "Waiter"]
 
@@ -117,7 +116,7 @@ class FifoWaiter(Waiter):
                 break
         else:
             return False
-        self._place, self._word_lock, self._number = place, lock, secrets.randbits(62) | 1
+        self._place, self._word_lock, self._number = place, lock, random_number() | 1
         self._fifo = self._files.fifo(_path(place, self._number), create=True)
         return True
 

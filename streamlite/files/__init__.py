@@ -18,12 +18,17 @@ from collections.abc import Callable, Sequence
 
 from streamlite.errors import StorageError
 
-__all__ = ["Fifo", "File", "FileLock", "Files", "MissingFile", "after_fork_in_child", "process_id"]
+__all__ = ["Fifo", "File", "FileLock", "Files", "MissingFile", "after_fork_in_child", "process_id", "random_number"]
 
 
 def process_id() -> int:
     """The number the system knows this process by."""
     return os.getpid()
+
+
+def random_number() -> int:
+    """62 random bits, from the operating system: an identity that never comes again."""
+    return int.from_bytes(os.urandom(8), "little") >> 2
 
 
 def after_fork_in_child(call: Callable[[], object]) -> None:

@@ -409,3 +409,21 @@ def test_what_recovery_finds_can_be_read_on_a_full_disk() -> None:
     assert _values(bus) == [b"a", b"b"]
     files.heal()
     bus.close()
+
+
+def test_what_a_failed_write_left_does_not_come_back_after_a_stop() -> None:
+    """Its first batch stands whole in the file, and the send was said to have failed."""
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus = _open(files, sync="never")
+    bus.create_topic("t")
+    files.plan = Plan(
+        1, errno.EIO, short=True, looks_at=lambda call: call.name == "write" and call.path.endswith(".log")
+    )
+    with pytest.raises(errors.StorageError):
+        _partition(bus).append([_batch(b"a"), _batch(b"b" * 1000)])
+    files.stop()
+    bury(bus)
+    bus = _open(FaultyFiles(inner))
+    assert _values(bus) == []
+    bus.close()
