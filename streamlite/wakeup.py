@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from streamlite.clock import Clock, SystemClock
+from streamlite.clock import Clock, SystemClock, wait_held
 from streamlite.errors import StorageError, StreamliteError
 from streamlite.files import Fifo, FileLock, Files, random_number
 
@@ -56,7 +56,7 @@ class Waiter:
                 return
             with self._lock:
                 if not self._rung:
-                    self._bell.clock.wait(self._condition, timeout)
+                    wait_held(self._bell.clock, self._lock, self._condition, timeout)
         finally:
             self._bell.remove(self)
             self._rung = False
@@ -102,7 +102,9 @@ class FifoWaiter(Waiter):
             if self._rung or ready():
                 return
             if fifo is None:
-                self._bell.clock.wait(self._condition, min(timeout or LOOK_AGAIN_S, LOOK_AGAIN_S) / 10)
+                with self._lock:
+                    pause = min(timeout or LOOK_AGAIN_S, LOOK_AGAIN_S) / 10
+                    wait_held(self._bell.clock, self._lock, self._condition, pause)
             else:
                 fifo.wait(timeout)
         finally:
