@@ -56,6 +56,7 @@ class Assignment:
         self._look_at = 0.0
         self._topic_changes = -1
         self._rejoin = False
+        self._rebalancing = False
         self._failed: list[Exception] = []  # what callbacks raised, until everything else is done
 
     # -- what to read -------------------------------------------------------------------------------------------------
@@ -89,20 +90,23 @@ class Assignment:
 
     def let_go(self) -> None:
         """Read nothing; a member commits what it processed and leaves."""
-        self.handout.take_back()
-        self.handout.polled.clear()
         membership = self.membership
         try:
+            self.handout.give_up()
+            self.handout.take_back()
+            self.handout.polled.clear()
             if membership is not None:
                 self._commit_processed(membership)
                 self._call("on_revoke", list(self.fetcher.tracks))
         finally:
-            self.membership = None
-            self._rejoin = False
-            if membership is not None:
-                membership.leave()
-            self.fetcher.clear()
-            self._subscription = None
+            try:
+                if membership is not None:
+                    membership.leave()
+            finally:
+                self.membership = None
+                self._rejoin = False
+                self._subscription = None
+                self.fetcher.clear()
         self._raise_failed()
 
     def abandon(self) -> None:
@@ -141,11 +145,10 @@ class Assignment:
         wanted = {partition.tp: partition for partition in subscription.partitions()}
         gone = [tp for tp, track in tracks.items() if wanted.get(tp) is not track.partition]
         self._drop(gone)
-        new = [tp for tp in wanted if tp not in tracks]
-        for tp in new:
+        for tp in [tp for tp in wanted if tp not in tracks]:
             self._add(wanted[tp], subscription.types(tp.topic), None, later=later)
         self._call("on_revoke", gone)
-        self._call("on_assign", new)
+        self._tell_assigned()
         self._raise_failed()
 
     def _committed(self, partitions: Sequence[Partition]) -> Sequence[Position | None]:
@@ -153,9 +156,12 @@ class Assignment:
             return [None] * len(partitions)
         return self.membership.committed(partitions)
 
-    def _add(self, partition: Partition, types: Any, found: Position | None, *, later: bool = False) -> Track:
+    def _add(
+        self, partition: Partition, types: Any, found: Position | None, *, later: bool = False, ownership: int = 0
+    ) -> None:
         """Read a partition from where the group is, or where `start` says; one that came `later` from its beginning."""
         track = Track(partition, 0, types)
+        track.ownership = ownership
         if found is not None:
             track.committed = found.offset
             offset = cap_offset(partition, found.offset, found.epoch)
@@ -164,7 +170,6 @@ class Assignment:
         track.seek(offset)
         track.processed = track.noted = offset
         self.fetcher.add(track)
-        return track
 
     def _start(self, partition: Partition) -> int:
         start = self._options.start
@@ -222,35 +227,43 @@ class Assignment:
         self._topic_changes = changes
 
     def rebalance(self) -> None:
-        """Take up what the group's state says of this member."""
+        """Take up what the group's state says of this member.
+
+        What a member has are its tracks, and nothing else is remembered of it: whatever is raised here, a lock that
+        stayed taken or what a signal handler raises, the next call compares again and does what is left.
+        """
+        if self._rebalancing:
+            return  # a callback asks for messages
         membership = self.membership
         assert membership is not None
-        while True:
-            news = membership.sync()
-            try:
+        self._rebalancing = True
+        try:
+            while True:
+                news = membership.sync({track.tp: track.ownership for track in self.fetcher})
                 self._lose(news.lost)
                 if news.revoked:
                     self._revoke(membership, news.revoked)
                 if news.assigned:
                     self._take_over(membership, news.assigned)
-            except BaseException:
-                # A lock that stayed taken, or a signal handler: what was not done is told anew by the next call.
-                membership.retry(tp for tp in [*news.assigned, *news.revoked] if tp not in self.fetcher.tracks)
-                raise
-            if not news.revoked:
-                break
+                self._tell_assigned()
+                if not news.revoked:
+                    break
+            membership.caught_up(news.generation)
+        finally:
+            self._rebalancing = False
         self._raise_failed()
 
     def _join_again(self) -> None:
         """After a refused commit: every partition goes on from its committed offset."""
-        self._rejoin = False
         self.rebalance()
         self.handout.take_back()
         self.handout.polled.clear()
         tracks = list(self.fetcher)
         for track, found in zip(tracks, self._committed([track.partition for track in tracks]), strict=True):
             self.fetcher.drop(track.tp)
-            self._add(track.partition, (track.key, track.value), found).ownership = track.ownership
+            self._add(track.partition, (track.key, track.value), found, ownership=track.ownership)
+            self.fetcher.tracks[track.tp].told = True
+        self._rejoin = False
 
     def _lose(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions that are another's already: nothing of them can be committed any more."""
@@ -279,9 +292,14 @@ class Assignment:
         for tp, found in zip(new, self._committed([known[tp] for tp in new]), strict=True):
             self._drop([tp])
             # Where the group begins has been settled; what it knows nothing of came later.
-            track = self._add(known[tp], subscription.types(tp.topic), found, later=True)
-            track.ownership = assigned[tp]
-        self._call("on_assign", new)
+            self._add(known[tp], subscription.types(tp.topic), found, later=True, ownership=assigned[tp])
+
+    def _tell_assigned(self) -> None:
+        """Tell the application of partitions that it has not been told of; again, where that was interrupted."""
+        new = [track for track in self.fetcher if not track.told]
+        self._call("on_assign", [track.tp for track in new])
+        for track in new:
+            track.told = True
 
     def _settle_start(self, membership: Membership, topics: set[str], partitions: list[Partition]) -> None:
         """Note down where the group begins in topics that it meets for the first time.

@@ -18,10 +18,8 @@ the generation, and for each member a locked file and a mapped page with the tim
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,7 +30,6 @@ from streamlite.errors import FencedError, GroupActiveError
 from streamlite.files import FileLock, MissingFile, process_id, random_number
 from streamlite.format import checksum
 from streamlite.group_state import GroupState, may_commit, owned_by, to_release
-from streamlite.locks import block_frame
 from streamlite.message import TopicPartition
 from streamlite.offsets import Position
 from streamlite.partition import Partition
@@ -48,6 +45,7 @@ _ASKED: Final = 0
 _PATIENCE: Final = 1
 _WAITING: Final = 2
 _PAGE: Final = 4096
+_T = TypeVar("_T")
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -93,24 +91,24 @@ class GroupFiles:
             return set()
         found = set()
         for name in names:
-            with GroupFiles.of(engine, name).locked() as state:
-                if state.members:
-                    found.add(name)
+            if GroupFiles.of(engine, name).locked(lambda state: bool(state.members)):
+                found.add(name)
         return found
 
     # -- the state ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def locked(self, frame: FrameType | None = None) -> Iterator[GroupState]:
-        """Under the group's lock, the state with the dead taken out; of a bus that only reads, as it was left."""
+    def locked(self, call: Callable[[GroupState], _T]) -> _T:
+        """Call it under the group's lock with the state, the dead taken out; of a bus that only reads, as it is."""
         if self._ctx.read_only:
-            yield self._read()[0]
-            return
-        with self.guard.hold(self._ctx.lock_timeout, frame or block_frame()):
+            return call(self._read()[0])
+
+        def settled() -> _T:
             try:
-                yield self.settled()
+                return call(self.settled())
             finally:
                 self.control[_FREED] = self.now_ms()
+
+        return self.guard.run(settled, self._ctx.lock_timeout)
 
     def load(self) -> GroupState:
         """The state, under the lock; from memory while the generation did not move."""
@@ -146,11 +144,13 @@ class GroupFiles:
     def _store(self, state: GroupState) -> None:
         body = msgspec.msgpack.encode(_Stored(states.encode(state), self._incarnations))
         data = checksum(body).to_bytes(8, "little") + body
+        # Generations of the state begin anew when it was lost; the word only rises, so that everybody looks. It does so
+        # first: whoever is cut off here leaves an old state or a new one, and nobody goes on from what he remembers.
+        generation = self.control[_GENERATION] + 1
+        self.control[_GENERATION] = generation
         self._ctx.files.replace_file(f"{self.directory}/state", data, sync=False)
         self._state = state
-        # Generations of the state begin anew when it was lost; the word only rises, so that everybody looks.
-        self._loaded = self.control[_GENERATION] + 1
-        self.control[_GENERATION] = self._loaded
+        self._loaded = generation
         self._ctx.bell.ring()
 
     def settled(self) -> GroupState:
@@ -216,12 +216,9 @@ class GroupFiles:
         """The member's mapped words."""
         return self._ctx.files.map(f"{self._member(member)}.asked", 0, _PAGE).cast("Q")
 
-    def lock_member(self, member: str) -> FileLock:
-        """The member's lock, taken: for as long as it is held, the member lives."""
-        lock = self._ctx.files.lock(self._member(member))
-        taken = lock.acquire()
-        assert taken, member  # its name is random: nobody else knows it yet
-        return lock
+    def member_lock(self, member: str) -> FileLock:
+        """The member's lock: for as long as it is held, the member lives."""
+        return self._ctx.files.lock(self._member(member))
 
     def remove_member(self, member: str) -> None:
         """Remove the files of a member that is gone, under the group's lock."""
@@ -260,6 +257,7 @@ class GroupFiles:
 class News(NamedTuple):
     """What changed for a member: partitions it got (and since which generation it owns them), is to release, lost."""
 
+    generation: int
     assigned: dict[TopicPartition, int]
     revoked: list[TopicPartition]
     lost: list[TopicPartition]
@@ -276,9 +274,10 @@ class Membership:
         self._alone = alone
         self.id = f"{random_number():016x}{random_number():08x}"[:24]
         self._lock: FileLock | None = None
+        self.unlock: Callable[[], object] = bool
+        """Makes it dead to the others, in one call of C: see `FileLock.unlock`."""
         self._page: memoryview | None = None
         self._names: Sequence[str] = ()
-        self._have: dict[TopicPartition, int] = {}
         self._seen = -1
 
     def join(self, names: Sequence[str]) -> None:
@@ -286,12 +285,14 @@ class Membership:
         self._names = names
         files = self._files
         if self._lock is None:
-            self._lock = files.lock_member(self.id)
-            self._page = files.page(self.id)
-            self._page[_PATIENCE] = self._options.max_poll_interval_ms
-            self.stamp()
-        with self._locked():
-            self._join()
+            self._lock = files.member_lock(self.id)
+            self.unlock = self._lock.unlock
+        taken = self._lock.acquire()
+        assert taken, self.id  # its name is random: nobody else knows it yet
+        self._page = files.page(self.id)
+        self._page[_PATIENCE] = self._options.max_poll_interval_ms
+        self.stamp()
+        self._locked(lambda state: self._join())
 
     def _join(self) -> None:
         """Under the lock."""
@@ -321,36 +322,40 @@ class Membership:
     def look_for_dead(self) -> None:
         """See whether another member is gone; if so, share out what it had."""
         if not self._alone and self._files.needs_settling(self.id):
-            with self._locked():
-                pass
+            self._locked(lambda state: None)
 
     def changed(self) -> bool:
         """Whether the group moved since `sync`: a load from memory."""
         return not self._alone and self._files.control[_GENERATION] != self._seen
 
-    def sync(self) -> News:
-        """What the group's state says of this member now. Whoever was put out joins again, with nothing."""
-        with self._locked():
-            state = self._files.load()
-            # A member that was put out comes here because it asks for messages, so it may come back at once.
-            out = self.id not in state.members
-            if out:
-                self._require_not_replaced(state)
-                self._join()
-                state = self._files.load()
-            owned = owned_by(state, self.id)
-            self._seen = self._files.control[_GENERATION]
-        lost = [tp for tp, generation in self._have.items() if owned.get(tp) != generation]
-        for tp in lost:
-            del self._have[tp]
-        release = to_release(state, self.id)
-        revoked = [tp for tp in release if tp in self._have]
-        never_had = release - self._have.keys()
+    def sync(self, have: Mapping[TopicPartition, int]) -> News:
+        """What the group's state says of this member, against what it has, by the generation since when.
+
+        Whoever was put out joins again, with nothing. Nothing is remembered here: until `caught_up` is told that all of
+        it was done, `changed` holds and it is said again, to a member that has what it has by then.
+        """
+        state, generation = self._locked(self._look)
+        owned, release = owned_by(state, self.id), to_release(state, self.id)
+        lost = [tp for tp, since in have.items() if owned.get(tp) != since]
+        kept = have.keys() - lost
+        revoked = [tp for tp in release if tp in kept]
+        never_had = release - kept
         if never_had:
             self.released(never_had)
-        assigned = {tp: generation for tp, generation in owned.items() if tp not in self._have and tp not in release}
-        self._have |= assigned
-        return News(assigned, revoked, lost)
+        assigned = {tp: since for tp, since in owned.items() if tp not in kept and tp not in release}
+        return News(generation, assigned, revoked, lost)
+
+    def _look(self, state: GroupState) -> tuple[GroupState, int]:
+        """Under the lock: the state with this member in it, and the generation word."""
+        # A member that was put out comes here because it asks for messages, so it may come back at once.
+        if self.id not in state.members:
+            self._require_not_replaced(state)
+            self._join()
+        return self._files.load(), self._files.control[_GENERATION]
+
+    def caught_up(self, generation: int) -> None:
+        """All that `sync` said at this generation is done."""
+        self._seen = generation
 
     def _require_not_replaced(self, state: GroupState) -> None:
         name = self._options.member
@@ -360,33 +365,35 @@ class Membership:
                 "one"
             )
 
-    def released(self, partitions: object) -> None:
+    def released(self, partitions: Iterable[TopicPartition]) -> None:
         """These are worked on no longer, and what is to be committed of them is."""
-        given = list(partitions)  # type: ignore[call-overload]
-        for tp in given:
-            self._have.pop(tp, None)
-        with self._locked():
-            self._files.apply(states.Released(member=self.id, partitions=given))
+        event = states.Released(member=self.id, partitions=list(partitions))
+        self._locked(lambda state: self._files.apply(event))
 
     def committed(self, partitions: Sequence[Partition]) -> list[Position | None]:
         """What the group committed of these; nothing newer is on its way."""
-        offsets = self._engine.offsets
-        with self._locked():
-            return [offsets.get(self._group, one.tp, one.topic.incarnation) for one in partitions]
+        get = self._engine.offsets.get
+        return self._locked(
+            lambda state: [get(self._group, one.tp, one.topic.incarnation) for one in partitions],
+        )
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
         """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""
         offsets, ctx = self._engine.offsets, self._engine.ctx
-        with self._locked():
+
+        def begin(state: GroupState) -> None:
             topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self._group)}
             new = [one for one in partitions if (one.topic.name, one.topic.incarnation) not in topics]
             if new:
                 positions = {one.tp: Position(one.topic.incarnation, start(one), ctx.epoch) for one in new}
                 offsets.commit(self._group, positions)
 
+        self._locked(begin)
+
     def commit(self, positions: Mapping[TopicPartition, Position], ownerships: Mapping[TopicPartition, int]) -> None:
         """Commit all of it, or, where one ownership has ended, nothing: `FencedError`."""
-        with self._waiting(), self._files.guard.hold(self._engine.ctx.lock_timeout):
+
+        def commit() -> None:
             refused = self._refused(positions.keys(), ownerships)
             if refused:
                 shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(refused)[:5])
@@ -397,54 +404,49 @@ class Membership:
             self._engine.offsets.commit(self._group, positions)
             self._files.control[_FREED] = self._files.now_ms()
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
+        self._waiting(lambda: self._files.guard.run(commit, self._engine.ctx.lock_timeout))
+
+    def _waiting(self, call: Callable[[], _T]) -> _T:
         """While it waits for the group's lock a member does not hang: it counts from when the lock was last free."""
         page = self._page
         if page is None:
-            yield
-            return
+            return call()
         page[_WAITING] = 1
         try:
-            yield
+            return call()
         finally:
             page[_WAITING] = 0
             self.stamp()
 
-    @contextmanager
-    def _locked(self) -> Iterator[GroupState]:
-        with self._waiting(), self._files.locked(block_frame()) as state:
-            yield state
+    def _locked(self, call: Callable[[GroupState], _T]) -> _T:
+        """Call it under the group's lock, with its state."""
+        return self._waiting(lambda: self._files.locked(call))
 
-    def _refused(self, partitions: object, ownerships: Mapping[TopicPartition, int]) -> list[TopicPartition]:
+    def _refused(
+        self, partitions: Iterable[TopicPartition], ownerships: Mapping[TopicPartition, int]
+    ) -> list[TopicPartition]:
         state = self._files.load()
-        asked: list[TopicPartition] = list(partitions)  # type: ignore[call-overload]
         if self._alone:
-            return [tp for tp in asked if tp in state.owned]
-        return [tp for tp in asked if not may_commit(state, self.id, tp, ownerships.get(tp, -1))]
-
-    def retry(self, partitions: Iterable[TopicPartition]) -> None:
-        """What `sync` said of these could not be done: let it be said again."""
-        for tp in partitions:
-            self._have.pop(tp, None)
-        self._seen = -1
+            return [tp for tp in partitions if tp in state.owned]
+        return [tp for tp in partitions if not may_commit(state, self.id, tp, ownerships.get(tp, -1))]
 
     def lost_of(self, ownerships: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         """Those of these ownerships that have ended."""
-        with self._locked():
-            lost = self._refused(ownerships.keys(), ownerships)
-        for tp in lost:
-            self._have.pop(tp, None)
-        return lost
+        return self._locked(lambda state: self._refused(ownerships.keys(), ownerships))
 
     def leave(self) -> None:
         """Leave the group at once; others take over what this member had."""
-        lock, self._lock = self._lock, None
+        lock = self._lock
         if lock is None:
             return
         try:
-            with self._locked():
-                self._files.apply(states.Leave(member=self.id))
-                self._files.remove_member(self.id)
+            self._locked(lambda state: self._leave())
         finally:
-            lock.release()
+            # Without its lock a member is dead to the others, should the rest have been cut off.
+            self.unlock()
+            self._lock = None
+
+    def _leave(self) -> None:
+        """Under the lock."""
+        self._files.apply(states.Leave(member=self.id))
+        self._files.remove_member(self.id)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
-from streamlite.clock import SystemClock
+from streamlite.clock import SystemClock, wait_held
 from streamlite.config import ProducerOptions
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
@@ -38,6 +38,7 @@ from streamlite.outgoing import check_headers, check_partition, check_timestamp,
 from streamlite.serde import Serde, encode_raw
 from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, ByTopic, Lane, Part
 from streamlite.subscription import topic_state
+from streamlite.wakeup import LOOK_AGAIN_S
 from streamlite.worker import Worker
 
 __all__ = ["Producer"]
@@ -85,7 +86,7 @@ class Producer:
         self._routes: dict[Any, _Route] = {}
         self._lanes: dict[int, Lane] = {}  # by incarnation
         self.mutex = threading.RLock()
-        self._outbox = Outbox(self._ctx, options, self.mutex)
+        self._outbox = Outbox(self._ctx, options, self.mutex, self._lanes)
         self._begun = 0.0  # when the last batch of any lane began
         self._slow_until = 0.0  # by the machine's clock: until then senders leave draining to the worker
         self._closed = False
@@ -172,30 +173,38 @@ class Producer:
         return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD)
 
     def _stage(self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int) -> Delivery:
-        """Put an item in under the mutex; `size` is what it takes of the buffer."""
-        with self.mutex:
-            self._check_open()
-            now = self._now()
-            part = self._part(lane, partition, item[1])
-            if part.batch is not NOTHING:
-                lane.charge(part.batch)
-            if lane.left < size:
-                self._seal(lane)
-            if not lane.active:
-                self._begin(lane, size, now)
-                part = self._part(lane, partition, item[1])
-            batch = self._open(part, now)
-            if len(item) > 2:
-                batch.mixed = True
-            batch.items.append(item)
-            batch.charged += 1
-            lane.left -= size
-            due = now >= lane.due_at
-        if due:
-            self._go(lane)
-        elif self._outbox.pending:
-            self._drain_if_free()
+        """Put an item in; `size` is what it takes of the buffer."""
+        try:
+            with self.mutex:
+                self._check_open()
+                batch, due = self._put_in(lane, partition, item, size)
+            if due:
+                self._go(lane)
+            elif self._outbox.pending:
+                self._drain_if_free()
+        except BaseException:
+            self._worker.wake()  # a signal handler may have ended what others' messages wait for
+            raise
         return Delivery(batch, item)
+
+    def _put_in(self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int) -> tuple[Batch, bool]:
+        """Under the mutex: the batch that took the item, and whether its lane is due."""
+        now = self._now()
+        part = self._part(lane, partition, item[1])
+        if part.batch is not NOTHING:
+            lane.charge(part.batch)
+        if lane.left < size:
+            self._seal(lane)
+        if not lane.active:
+            self._begin(lane, size, now)
+            part = self._part(lane, partition, item[1])
+        batch = self._open(part, now)
+        if len(item) > 2:
+            batch.mixed = True
+        batch.items.append(item)
+        batch.charged += 1
+        lane.left -= size
+        return batch, now >= lane.due_at
 
     def _part(self, lane: Lane, partition: int | None, key: bytes | None) -> Part:
         if partition is not None:
@@ -208,8 +217,9 @@ class Producer:
         if batch is NOTHING:
             batch = Batch(self, part)
             batch.step(now)
+            active = part.lane.active
             part.batch = batch
-            part.lane.active.append(part)
+            active += (batch,)
         elif now >= batch.tick:
             batch.step(now)
         return batch
@@ -330,7 +340,6 @@ class Producer:
             return  # another thread was quicker while this one waited
         free = self._options.buffer_bytes - self._outbox.buffered
         room = max(size, min(self._options.batch_bytes, free // 2, STAGED_MAX * MESSAGE_OVERHEAD))
-        self._outbox.buffered += room
         lane.left = lane.reserved = room
         self._begun = lane.opened = self._clock.monotonic()
         linger = self._linger_ms / 1000
@@ -355,14 +364,14 @@ class Producer:
             if left <= 0:
                 raise outbox.full()
             self._worker.wake()
-            self._clock.wait(outbox.room, left)
+            # Whoever gives room back may be interrupted before he tells.
+            wait_held(self._clock, self.mutex, outbox.room, min(left, LOOK_AGAIN_S))
             self._check_open()
 
     def _seal(self, lane: Lane) -> None:
         """Under the mutex: put what is staged on its way."""
         if not lane.active:
             return
-        self._outbox.buffered -= lane.reserved
         lane.left = lane.reserved = 0
         lane.last_at = self._now()
         lane.seal(self._put)
@@ -394,11 +403,18 @@ class Producer:
         if self._ctx.always or begun < self._slow_until:
             self._worker.wake()  # the append includes a sync, or takes long, and a sender waits for neither
             return
-        if not self._outbox.drain(0) or self._outbox.blocked:
+        if not self._drain(0) or self._outbox.blocked:
             self._worker.wake()
         now = time.monotonic()
         if now - begun > _SLOW_S:
             self._slow_until = now + _SLOW_FOR_S
+
+    def _drain(self, timeout: float) -> bool:
+        try:
+            return self._outbox.drain(timeout)
+        except BaseException:
+            self._worker.wake()  # a signal handler ended it: what is left must not wait for the next call
+            raise
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
@@ -451,7 +467,7 @@ class Producer:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._outbox.drain(min(0.01, left) if left is not None else 0.01)
+            self._drain(min(0.01, left) if left is not None else 0.01)
             if done():
                 return True
             if outcome is not None:
@@ -474,7 +490,7 @@ class Producer:
         self._ctx.check_fork()
         with self.mutex:
             self._seal_all()
-            waiting = list(self._outbox.unsettled)
+            waiting = self._outbox.waiting
         if not self._wait_until(lambda: all(outcome.done for outcome in waiting), None, timeout):
             left = sum(outcome.count for outcome in waiting if not outcome.done)
             raise TimeoutError(f"{left:,} messages have no result after {timeout} s; they are not lost, flush again")
@@ -484,7 +500,10 @@ class Producer:
 
         After a `TimeoutError` what is left goes on being written; close again to wait for it again.
         """
-        if self._finished or self._ctx.forked:
+        if self._ctx.forked:
+            return
+        if self._finished:
+            self._outbox.raise_unseen()  # where the first call was interrupted
             return
         with self.mutex:
             self._closed = True  # from here on no send gets in: it finds its lane sealed and looks at this
@@ -492,10 +511,10 @@ class Producer:
             self._routes.clear()
             self._outbox.room.notify_all()
         self._flush(timeout)
-        self._finished = True
         self._worker.stop()
         self._ctx.senders = tuple(sender for sender in self._ctx.senders if sender is not self)
         self._engine.forget(self)
+        self._finished = True
         self._outbox.raise_unseen()
 
     def __reduce__(self) -> NoReturn:

@@ -105,6 +105,10 @@ class FaultyLock(FileLock):
         self._files = files
         self.inner = inner
 
+    @property
+    def unlock(self) -> Callable[[], object]:  # type: ignore[override]
+        return self.release
+
     def acquire(self, *, shared: bool = False) -> bool:
         return self._files.run(Call("acquire", self.path), lambda: self.inner.acquire(shared=shared))
 
