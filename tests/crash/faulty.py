@@ -371,9 +371,11 @@ class States:
 
 
 def open_over(files: Files, **options: Any) -> Bus:
-    """Open a bus on `files`, as if they were a directory."""
+    """Open a bus on `files`, as if they were a directory. Maintenance runs when it is called, never by itself."""
     with mock.patch("streamlite.engine._files", return_value=files):
-        return streamlite.open("a directory", **options)
+        bus = streamlite.open("a directory", **options)
+    bus._engine.maintenance._begun = True
+    return bus
 
 
 def bury(bus: Bus) -> None:
