@@ -139,7 +139,7 @@ class Bell:
         self.clock = clock
         self.waiters: tuple[Waiter, ...] = ()
         """Those of this process that are no FIFOs; empty while none of them waits."""
-        self.words: memoryview | list[int] = [0]
+        self.words: memoryview = memoryview(bytes(8)).cast("Q")
         """The shared page; its first word is not 0 while somebody may be armed: a writer's only look."""
         self._files: Files | None = None
         self._fifos: dict[int, tuple[int, Fifo]] = {}  # place -> number and FIFO of whom we rang last there
@@ -157,7 +157,7 @@ class Bell:
 
     def waiter(self) -> Waiter:
         """A new place to wait."""
-        if self._files is not None and isinstance(self.words, memoryview) and isinstance(self.clock, SystemClock):
+        if self._files is not None and isinstance(self.clock, SystemClock):
             return FifoWaiter(self, self._files, self.words)
         return Waiter(self)
 
@@ -182,8 +182,7 @@ class Bell:
         words = self.words
         # Before the others are looked at: who arms himself later sets it again.
         words[_ANYBODY] = 0
-        armed = words.tolist() if isinstance(words, memoryview) else words
-        for place, number in enumerate(armed):
+        for place, number in enumerate(words.tolist()):
             if number and place != _ANYBODY:
                 words[place] = 0
                 self._ring_fifo(place, number)
