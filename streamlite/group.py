@@ -1,7 +1,8 @@
 """A consumer group in a directory: who its members are, who owns which partition, and committing under that.
 
-`groups/<name>/` holds a lock, the state (`group_state`, replaced as a whole), a mapped control page whose first word is
-the generation, and for each member a locked file and a mapped page with the time it last asked for messages. Rules:
+`groups/<name>/` holds a lock, the state (`group_state`, in two files that are overwritten in turn), a mapped control
+page whose first word is the generation, and for each member a locked file and a mapped page with the time it last asked
+for messages. Rules:
 
 * The group's lock guards the state, and every commit: check of ownership, append and publication of a commit are one
   step under it, and so is every rebalance. So a commit is refused if, and only if, that ownership has ended.
@@ -11,6 +12,11 @@ the generation, and for each member a locked file and a mapped page with the tim
 * Whoever holds the lock applies events to the state and stores what comes of it; members compare the generation word
   with the one they saw, a load from memory, whenever they are asked for messages, and look into the state when it
   moved.
+* A state is numbered by the generation word that it is published under, and the number says in which of the two files
+  it is: the other one keeps the state before it until the word is stored. So one that a killed process left
+  half-written does not count, and one older than the word says is not taken for the newest. To replace a file by a
+  rename would do as well, but where the name was taken ext4 writes the new file to the device first: milliseconds, at
+  times two hundred.
 * A new owner reads the committed offset under the lock. The state is no database: after a stop of the machine it may be
   gone, with all its members. What is committed is in the offsets log.
 """
@@ -51,10 +57,29 @@ _PAGE: Final = 4096
 
 
 class _Stored(msgspec.Struct, array_like=True):
-    """The state file's content: the state, and which incarnation of each topic it speaks of."""
+    """A state file's content: the state, which incarnation of each topic it speaks of, and the state's number."""
 
     state: bytes
     incarnations: dict[str, int]
+    number: int
+
+
+def _packed(stored: _Stored) -> bytes:
+    """A state as a file begins with it; what a longer one left behind it is not looked at."""
+    body = msgspec.msgpack.encode(stored)
+    content = len(body).to_bytes(8, "little") + body
+    return checksum(content).to_bytes(8, "little") + content
+
+
+def _unpacked(data: bytes) -> _Stored:
+    """What a state file begins with; `ValueError` where that is not whole."""
+    end = 16 + int.from_bytes(data[8:16], "little")
+    if end > len(data) or checksum(data[8:end]) != int.from_bytes(data[:8], "little"):
+        raise ValueError("its checksum does not hold")
+    try:
+        return msgspec.msgpack.decode(data[16:end], type=_Stored)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
 class GroupFiles:
@@ -64,6 +89,7 @@ class GroupFiles:
         self._ctx = engine.ctx
         self.name = name
         self.directory = f"{DIRECTORY}/{name}"
+        self._paths = f"{self.directory}/state.0", f"{self.directory}/state.1"
         self.guard = self._ctx.guard(f"{self.directory}/lock", f"group {name!r}")
         if not self._ctx.read_only:
             files = self._ctx.files
@@ -116,24 +142,38 @@ class GroupFiles:
         """The state, under the lock; from memory while the generation did not move."""
         generation = self.control[_GENERATION]
         if generation != self._loaded:
-            self._state, self._incarnations = self._read()
+            self._state, self._incarnations, number = self._read(generation)
+            if number > generation:
+                # Who wrote it died before he could say so, or the machine stopped: it counts from now on.
+                self.control[_GENERATION] = generation = number
             self._loaded = generation
         return self._state
 
-    def _read(self) -> tuple[GroupState, dict[str, int]]:
-        path = f"{self.directory}/state"
-        try:
-            data = self._ctx.files.read_file(path)
-        except MissingFile:
-            return GroupState(), {}
-        try:
-            if checksum(data[8:]) != int.from_bytes(data[:8], "little"):
-                raise ValueError("its checksum does not hold")
-            stored = msgspec.msgpack.decode(data[8:], type=_Stored)
-            return states.decode(stored.state), stored.incarnations
-        except (msgspec.DecodeError, ValueError) as error:
-            logger.warning("the state of group %r makes no sense (%s): its members join anew", self.name, error)
-            return GroupState(), {}
+    def _read(self, least: int = 0) -> tuple[GroupState, dict[str, int], int]:
+        """The newest state of the two files and its number; none of a number below `least`."""
+        found: _Stored | None = None
+        wrong: object = None
+        for path in self._paths:
+            try:
+                one = _unpacked(self._ctx.files.read_file(path))
+            except MissingFile:
+                continue
+            except ValueError as error:
+                # The first state of all, half-written, was never in force.
+                wrong = error if least or path != self._paths[1] else wrong
+                continue
+            if found is None or one.number > found.number:
+                found = one
+        if found is not None and found.number < least:
+            wrong = f"its number is {found.number} and should be {least}"
+        elif found is not None:
+            try:
+                return states.decode(found.state), found.incarnations, found.number
+            except ValueError as error:
+                wrong = error
+        if wrong is not None:
+            logger.warning("the state of group %r makes no sense (%s): its members join anew", self.name, wrong)
+        return GroupState(), {}, 0
 
     def apply(self, event: states.Event) -> GroupState:
         """Apply an event and store what comes of it, under the lock."""
@@ -144,13 +184,12 @@ class GroupFiles:
         return after
 
     def _store(self, state: GroupState) -> None:
-        body = msgspec.msgpack.encode(_Stored(states.encode(state), self._incarnations))
-        data = checksum(body).to_bytes(8, "little") + body
-        self._ctx.files.replace_file(f"{self.directory}/state", data, sync=False)
-        self._state = state
         # Generations of the state begin anew when it was lost; the word only rises, so that everybody looks.
-        self._loaded = self.control[_GENERATION] + 1
-        self.control[_GENERATION] = self._loaded
+        number = self.control[_GENERATION] + 1
+        data = _packed(_Stored(states.encode(state), self._incarnations, number))
+        self._ctx.files.open(self._paths[number % 2], create=True).write([data], 0)
+        self._state = state
+        self._loaded = self.control[_GENERATION] = number
         self._ctx.bell.ring()
 
     def settled(self) -> GroupState:
