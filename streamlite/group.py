@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -54,6 +55,8 @@ _ASKED: Final = 0
 _PATIENCE: Final = 1
 _WAITING: Final = 2
 _PAGE: Final = 4096
+_LOOKS_MOST: Final = 8
+"""Members that another one looks at each time: of that many looks, hardly ever all miss the one that died."""
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -99,6 +102,9 @@ class GroupFiles:
         self._state = GroupState()
         self._incarnations: dict[str, int] = {}
         self._loaded = -1  # the generation word that _state is of
+        self._own: WeakValueDictionary[str, FileLock] = WeakValueDictionary()  # of this bus's members, while they live
+        self._pages: dict[str, memoryview] = {}  # by member: mapping one takes longer than all else about it
+        self._turn = 0  # which of many members are looked at next
 
     @staticmethod
     def of(engine: Engine, name: str) -> GroupFiles:
@@ -147,6 +153,9 @@ class GroupFiles:
                 # Who wrote it died before he could say so, or the machine stopped: it counts from now on.
                 self.control[_GENERATION] = generation = number
             self._loaded = generation
+            for member in list(self._pages):
+                if member not in self._state.members and member not in self._own:
+                    self._pages.pop(member, None)
         return self._state
 
     def _read(self, least: int = 0) -> tuple[GroupState, dict[str, int], int]:
@@ -220,10 +229,16 @@ class GroupFiles:
         if deadline is not None and deadline <= self.now_ms():
             return True
         others = [one for one, found in state.members.items() if one != me and not found.dead]
+        if len(others) > _LOOKS_MOST:
+            # Each of a hundred members looks ten times a second: at some of the others, and all at all of them.
+            self._turn = at = (self._turn + _LOOKS_MOST) % len(others)
+            others = (others + others)[at : at + _LOOKS_MOST]
         return any(self.is_dead(one) or self.hangs(one) for one in others)
 
     def is_dead(self, member: str) -> bool:
         """Whether nobody holds the member's lock."""
+        if member in self._own:
+            return False
         try:
             lock = self._ctx.files.lock(self._member(member), create=False)
         except MissingFile:
@@ -235,11 +250,13 @@ class GroupFiles:
 
     def hangs(self, member: str) -> bool:
         """Whether the member did not ask for messages for its `max_poll_interval_ms`."""
-        try:
-            self._ctx.files.open(f"{self._member(member)}.asked")
-        except MissingFile:
-            return False  # it has just left
-        page = self.page(member)
+        page = self._pages.get(member)
+        if page is None:
+            try:
+                self._ctx.files.open(f"{self._member(member)}.asked")
+            except MissingFile:
+                return False  # it has just left
+            page = self.page(member)
         patience = page[_PATIENCE]
         since = max(page[_ASKED], self.control[_FREED]) if page[_WAITING] else page[_ASKED]
         return bool(patience) and self.now_ms() - since > patience
@@ -253,17 +270,21 @@ class GroupFiles:
 
     def page(self, member: str) -> memoryview:
         """The member's mapped words."""
-        return self._ctx.files.map(f"{self._member(member)}.asked", 0, _PAGE).cast("Q")
+        page = self._pages[member] = self._ctx.files.map(f"{self._member(member)}.asked", 0, _PAGE).cast("Q")
+        return page
 
     def lock_member(self, member: str) -> FileLock:
         """The member's lock, taken: for as long as it is held, the member lives."""
         lock = self._ctx.files.lock(self._member(member))
         taken = lock.acquire()
         assert taken, member  # its name is random: nobody else knows it yet
+        self._own[member] = lock
         return lock
 
     def remove_member(self, member: str) -> None:
         """Remove the files of a member that is gone, under the group's lock."""
+        self._own.pop(member, None)
+        self._pages.pop(member, None)
         self._ctx.files.remove(f"{self._member(member)}.asked")
         self._ctx.files.remove(self._member(member))
 

@@ -13,6 +13,7 @@ import pytest
 
 from streamlite import Bus, Consumer, TopicPartition
 from streamlite.files.memory import MemoryFiles
+from streamlite.group import GroupFiles, _unpacked
 from streamlite.testing.clock import VirtualClock
 from tests.crash.faulty import FaultyFiles, Plan, States, Stopped, clone, file_at, kill, open_over
 
@@ -128,8 +129,6 @@ def test_no_flipped_bit_in_a_state_file_makes_an_older_state_the_newest(
 
 
 def _number_of(data: bytes) -> int:
-    from streamlite.group import _unpacked
-
     return _unpacked(data).number
 
 
@@ -171,4 +170,21 @@ def test_a_short_state_over_a_long_one_is_read_as_what_it_is() -> None:
     witness = opened(inner)
     assert "g" not in witness.groups()
     witness.close()
+    bus.close()
+
+
+def test_a_death_among_many_members_is_found_by_one_look_of_each() -> None:
+    """Of many, each looks at a few at a time."""
+    inner = MemoryFiles()
+    bus, other = opened(inner), opened(inner)
+    bus.topic("t", partitions=PARTITIONS)
+    members = [bus.consumer("t", group="g") for _ in range(30)]
+    for _ in range(3):
+        other.consumer("t", group="g")
+    kill(other)
+    assert len(GroupFiles.of(bus._engine, "g").load().members) == 33
+    for member in members:
+        assert member._assignment.membership is not None
+        member._assignment.membership.look_for_dead()
+    assert len(GroupFiles.of(bus._engine, "g").load().members) == 30
     bus.close()
