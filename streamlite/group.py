@@ -281,6 +281,11 @@ class GroupFiles:
         self._own[member] = lock
         return lock
 
+    def free_member(self, member: str, lock: FileLock) -> None:
+        """The member lives no more, whether or not its files could be removed."""
+        self._own.pop(member, None)
+        lock.release()
+
     def remove_member(self, member: str) -> None:
         """Remove the files of a member that is gone, under the group's lock."""
         self._own.pop(member, None)
@@ -507,4 +512,4 @@ class Membership:
                 self._files.apply(states.Leave(member=self.id))
                 self._files.remove_member(self.id)
         finally:
-            lock.release()
+            self._files.free_member(self.id, lock)

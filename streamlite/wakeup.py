@@ -118,12 +118,14 @@ class FifoWaiter(Waiter):
             return False
         self._place, self._word_lock, self._number = place, lock, random_number() | 1
         self._fifo = self._files.fifo(_path(place, self._number), create=True)
+        self._bell.know(place, self._number, self._fifo)
         return True
 
     def close(self) -> None:
         lock, self._word_lock, self._fifo = self._word_lock, None, None
         if lock is not None:
             self._words[self._place] = 0
+            self._bell.know(self._place, 0, None)
             self._files.remove(_path(self._place, self._number))
             lock.release()
 
@@ -160,6 +162,13 @@ class Bell:
         if self._files is not None and isinstance(self.clock, SystemClock):
             return FifoWaiter(self, self._files, self.words)
         return Waiter(self)
+
+    def know(self, place: int, number: int, fifo: Fifo | None) -> None:
+        """Who waits at that place is of this process: ringing him takes no second descriptor."""
+        with self._mutex:
+            self._fifos.pop(place, None)
+            if fifo is not None:
+                self._fifos[place] = number, fifo
 
     def add(self, waiter: Waiter) -> None:
         """Register; the caller looks again afterwards, before it sleeps."""
