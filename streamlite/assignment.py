@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlite.config import ConsumerOptions
 from streamlite.engine import Engine
-from streamlite.errors import ConfigError, FencedError, OffsetOutOfRangeError, UnknownTopicError
+from streamlite.errors import ConfigError, FencedError, OffsetOutOfRangeError, StreamliteError, UnknownTopicError
 from streamlite.fetcher import Fetcher, Track
-from streamlite.group import Membership
+from streamlite.group import GroupOffsets, Membership
 from streamlite.handout import Handout
 from streamlite.message import Message, TopicPartition
 from streamlite.offsets import Position
@@ -56,6 +56,7 @@ class Assignment:
         self._look_at = 0.0
         self._topic_changes = -1
         self._rejoin = False
+        self._broken: set[TopicPartition] = set()  # lost with something of them handed out and not committed
         self._failed: list[Exception] = []  # what callbacks raised, until everything else is done
 
     # -- what to read -------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class Assignment:
         else:
             offset = partition.start() if later else self._start(partition)
         track.seek(offset)
-        track.processed = track.noted = offset
+        track.processed = track.noted = track.began = offset
         self.fetcher.add(track)
         return track
 
@@ -176,6 +177,10 @@ class Assignment:
         return partition.end() if found is None else found
 
     def _drop(self, partitions: Collection[TopicPartition]) -> list[TopicPartition]:
+        for tp in partitions:
+            track = self.fetcher.tracks.get(tp)
+            if track is not None and self.handout.position(track) != track.noted:
+                self._broken.add(tp)
         dropped = [tp for tp in partitions if self.fetcher.drop(tp) is not None]
         self.handout.forget(dropped)
         return dropped
@@ -245,6 +250,7 @@ class Assignment:
         """After a refused commit: every partition goes on from its committed offset."""
         self._rejoin = False
         self.rebalance()
+        self._broken.clear()
         self.handout.take_back()
         self.handout.polled.clear()
         tracks = list(self.fetcher)
@@ -310,21 +316,27 @@ class Assignment:
 
     def commit(self, given: Any) -> None:
         """Commit a message, offsets, or, for `None`, all that was handed out."""
-        membership = self.membership
-        if self._group is None:
-            raise ConfigError("a commit needs a group: open the consumer with group=...")
-        if membership is None:
-            raise ConfigError("a commit needs partitions: subscribe to topics first")
-        if given is None:
-            reached = [(track, self.handout.position(track)) for track in self.fetcher]
-            noted = {track.tp: self._noted(track, offset) for track, offset in reached if offset != track.noted}
-        else:
-            noted = self._given(given)
+        noted = self.to_commit(given)
         try:
-            self._commit(membership, noted)
+            self._commit(self._member(), noted)
         except FencedError:
             self._rejoin = True
             raise
+
+    def _member(self) -> Membership:
+        if self._group is None:
+            raise ConfigError("a commit needs a group: open the consumer with group=...")
+        if self.membership is None:
+            raise ConfigError("a commit needs partitions: subscribe to topics first")
+        return self.membership
+
+    def to_commit(self, given: Any) -> dict[TopicPartition, Position]:
+        """What a commit of a message, of offsets, or, for `None`, of all that was handed out has to say."""
+        self._member()
+        if given is not None:
+            return self._given(given)
+        reached = [(track, self.handout.position(track)) for track in self.fetcher]
+        return {track.tp: self._noted(track, offset) for track, offset in reached if offset != track.noted}
 
     def _given(self, given: Any) -> dict[TopicPartition, Position]:
         if isinstance(given, Message):
@@ -354,14 +366,65 @@ class Assignment:
     def _commit(self, membership: Membership, noted: dict[TopicPartition, Position]) -> None:
         if not noted:
             return
+        membership.commit(noted, self._ownerships(noted))
+        self.committed(noted)
+
+    def _ownerships(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         tracks = self.fetcher.tracks
-        membership.commit(noted, {tp: tracks[tp].ownership for tp in noted if tp in tracks})
+        return {tp: tracks[tp].ownership for tp in partitions if tp in tracks}
+
+    def committed(self, noted: Mapping[TopicPartition, Position]) -> None:
+        """The group knows this now: it counts as processed."""
         for tp, position in noted.items():
-            track = tracks.get(tp)
+            track = self.fetcher.tracks.get(tp)
             if track is not None:
                 self.handout.mark(track, position.offset)
                 track.committed = position.offset
                 track.noted = track.processed
+
+    # -- transactions -------------------------------------------------------------------------------------------------
+
+    def for_commit(self, noted: Mapping[TopicPartition, Position]) -> GroupOffsets:
+        """The same as part of a transaction, which checks the ownerships when it is committed."""
+        return GroupOffsets(self._member(), noted, self._ownerships(noted))
+
+    def require_unbroken(self) -> None:
+        """`FencedError` where a partition was lost of which something was handed out and not committed.
+
+        What a transaction sends may come of that, and the new owner is handed it again.
+        """
+        if self._broken:
+            shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(self._broken)[:5])
+            raise FencedError(
+                f"group {self._group!r}: nothing was committed, since {shown} went to another member after messages of "
+                "it had been handed out: poll again to go on with what is committed"
+            )
+
+    def join_again(self) -> None:
+        """With the next poll every partition goes on from its committed offset."""
+        self._rejoin = True
+
+    def go_back(self) -> None:
+        """Every partition goes on from its committed offset, or, where there is none, from where it began."""
+        if self.membership is None or self._rejoin:
+            return
+        tracks = list(self.fetcher)
+        try:
+            found = self._committed([track.partition for track in tracks])
+        except StreamliteError as error:  # the transaction's own failure is what its user is told
+            logger.warning("group %r goes back with the next poll: %s", self._group, error)
+            self._rejoin = True
+            return
+        self.handout.take_back()
+        self.handout.polled.clear()
+        for track, position in zip(tracks, found, strict=True):
+            offset = track.began
+            if position is not None:
+                offset = cap_offset(track.partition, position.offset, position.epoch)
+            track.seek(offset)
+            track.processed = track.noted = offset
+            self.fetcher.wake(track)
+        self._broken.clear()
 
     def commit_processed(self) -> None:
         """Commit automatically, where that is wanted."""

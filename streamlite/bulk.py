@@ -51,6 +51,11 @@ class BulkColumns:
             raise ConfigError(f"topic {state.name!r} is compacted: it takes no message without a key")
         self._sizes = self._measure()
 
+    @property
+    def total_bytes(self) -> int:
+        """What all of them take of a buffer."""
+        return sum(self._sizes) + MESSAGE_OVERHEAD * len(self._sizes)
+
     def _measure(self) -> list[int]:
         sizes = _lengths(self.values)
         if self.keys is not None:

@@ -353,6 +353,20 @@ class Consumer:
             self._check()
             self._assignment.commit(message_or_offsets)
 
+    def _for_transaction(self, engine: Engine) -> Assignment:
+        """What a transaction of that bus asks for offsets; `ConfigError` where this consumer cannot be part of one."""
+        with self._busy:
+            self._check()
+            if engine is not self._engine:
+                raise ConfigError("a transaction and its consumer must be of one bus: open both from the same Bus")
+            if self.group is None:
+                raise ConfigError("a consumer without a group has no offsets to commit: open it with group=...")
+            if self._options.auto_commit:
+                raise ConfigError(
+                    "a consumer that commits by itself cannot commit in a transaction: open it with auto_commit=False"
+                )
+            return self._assignment
+
     def committed(self, tp: TopicPartition) -> int | None:
         """The group's committed offset of a partition, `None` where there is none."""
         with self._busy:
@@ -392,7 +406,7 @@ class Consumer:
         if track is self._handout.run_track:
             self._handout.take_back()
         track.seek(offset)
-        track.processed = track.noted = offset
+        track.processed = track.noted = track.began = offset
         self._handout.polled = [other for other in self._handout.polled if other is not track]
         self._fetcher.wake(track)
 

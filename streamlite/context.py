@@ -18,6 +18,7 @@ from streamlite.locks import Guard
 from streamlite.wakeup import Bell
 
 if TYPE_CHECKING:
+    from streamlite.format import BatchHeader
     from streamlite.partition import Partition
 
 __all__ = ["Context"]
@@ -34,6 +35,19 @@ class Sender(Protocol):
 
     def topics_changed(self) -> None:
         """Look at the topics, and whether the bus is still this process's, before the next message."""
+
+
+class Ledger(Protocol):
+    """What partitions know of transactions: see `streamlite.ledger`."""
+
+    def committed(self, partition: Partition, header: BatchHeader) -> bool:
+        """Whether the transaction of that batch of the partition was committed."""
+
+    def covers(self, transaction: int) -> bool:
+        """Whether the commit records up to that transaction are on the device."""
+
+    def sync_upto(self, transaction: int) -> None:
+        """Bring the commit records up to that transaction to the device."""
 
 
 def _nothing() -> None:
@@ -63,6 +77,8 @@ class Context:
         """Partitions in which this bus rolled a segment; what is sealed is synced at every level, see `recovery`."""
         self.senders: tuple[Sender, ...] = ()
         """This bus's producers."""
+        self.ledger: Ledger
+        """Set by the engine before any partition is used."""
         self.follow: Callable[[Any], Any] = lambda partition: None
         """Of a bus that only reads: bring a partition's words up to date."""
         self.on_dirty: Callable[[], Any] = _nothing

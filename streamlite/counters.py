@@ -27,7 +27,7 @@ PAGE: Final = 4096
 SLOTS: Final = 512
 BLOCK_BYTES: Final = 16 * PAGE
 _DETAILS: Final = 15
-_USED: Final = 12
+_USED: Final = 14
 
 # Words of the header page.
 READY, BOOT, INSTANCE, EPOCH, TOPICS, UNNAMED = range(6)
@@ -35,6 +35,7 @@ READY_MARK: Final = 0x31306574696C7473  # "stlite01"
 
 # Words of a slot, the published end apart.
 POSITION, ACTIVE, START, SYNCED, INCARNATION, FLAGS, FAILED, INDEXED, MAX_TIME, BORN, CHANGES, NAMED = range(12)
+TRANSACTION, NUMBERED = range(12, 14)
 
 WRITING: Final = 1
 """An append or a roll is under way, or its writer died in it: whoever locks the partition next looks at the tail."""
@@ -62,7 +63,8 @@ class SlotState(NamedTuple):
     `position` is the size of the active segment, `active` its base offset, `start` the first offset of the log,
     `synced` the offset up to which all is on the device, `failed` whether a sync failed, `indexed` the position of the
     last index entry, `max_time` the greatest timestamp of the active segment (as `to_word` has it), `born` when its
-    first batch came in ms, `changes` a count of changes to the list of segments, `named` the count that is synced.
+    first batch came in ms, `changes` a count of changes to the list of segments, `named` the count that is synced,
+    `transaction` the last transaction that is part of the log, `numbered` whether a named producer wrote to it.
     """
 
     end: int = 0
@@ -78,6 +80,8 @@ class SlotState(NamedTuple):
     born: int = 0
     changes: int = 0
     named: int = 0
+    transaction: int = 0
+    numbered: int = 0
 
 
 class Slot:
@@ -102,11 +106,11 @@ class Slot:
         self._ends[self._index] = offset
 
     def get(self, word: int) -> int:
-        """One of the words POSITION to NAMED."""
+        """One of the words POSITION to NUMBERED."""
         return self._details[self._at + word]
 
     def set(self, word: int, value: int) -> None:
-        """Store one of the words POSITION to NAMED."""
+        """Store one of the words POSITION to NUMBERED."""
         self._details[self._at + word] = value
 
     def add_flag(self, flag: int) -> None:

@@ -29,6 +29,7 @@ from streamlite.counters import FAILED, FLAGS, RECOVER, Counters, SlotState
 from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child, random_number
 from streamlite.files.memory import MemoryFiles
+from streamlite.ledger import Ledger
 from streamlite.locks import Guard
 from streamlite.maintenance import Maintenance
 from streamlite.marks import (
@@ -67,7 +68,8 @@ class Engine:
         self._lock = lock
         self._open_lock = open_lock
         self.offsets = Offsets(ctx, self.registry)
-        self.maintenance = Maintenance(ctx, self.registry)
+        self.ledger = ctx.ledger = Ledger(ctx, self.registry)
+        self.maintenance = Maintenance(ctx, self.registry, self.ledger)
         self.ticker = Ticker(ctx.clock)
         self.groups: dict[str, object] = {}
         """The groups' files, by name: see `streamlite.group`."""
@@ -117,9 +119,10 @@ class Engine:
         if identity is None:
             raise FormatError(f"there is no bus in {files.root}, and read_only=True creates none")
         ctx = Context(files, PrivateCounters(), clock, sync="never", lock_timeout=lock_timeout, read_only=True)
+        engine = cls(ctx, identity, ctx.guard(BUS_LOCK, "a bus that is only read"), None)
         ctx.follow = Follower(ctx, identity).follow
         ctx.follow(None)
-        return cls(ctx, identity, ctx.guard(BUS_LOCK, "a bus that is only read"), None)
+        return engine
 
     def _join(self, first: bool, *, share: bool) -> None:
         """Become one of those who have the bus open."""

@@ -32,7 +32,7 @@ class Track:
     """One assigned partition of one consumer."""
 
     __slots__ = (
-        "at", "batch", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
+        "at", "batch", "began", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
         "processed", "queued", "tp", "value",
     )  # fmt: skip
 
@@ -44,6 +44,7 @@ class Track:
         self.position = offset
         self.processed = offset
         self.committed: int | None = None
+        self.began = offset  # where this consumer began to read it, or was told to go on
         self.noted = offset  # what need not be committed: it is, or nothing was processed since
         self.ownership = 0
         self.paused = False

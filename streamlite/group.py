@@ -32,12 +32,12 @@ from streamlite.errors import FencedError, GroupActiveError
 from streamlite.files import FileLock, MissingFile, process_id, random_number
 from streamlite.format import checksum
 from streamlite.group_state import GroupState, may_commit, owned_by, to_release
-from streamlite.locks import block_frame
+from streamlite.locks import Guard, block_frame
 from streamlite.message import TopicPartition
 from streamlite.offsets import Position
 from streamlite.partition import Partition
 
-__all__ = ["GroupFiles", "Membership", "News"]
+__all__ = ["GroupFiles", "GroupOffsets", "Membership", "News"]
 
 logger = logging.getLogger("streamlite")
 
@@ -265,13 +265,21 @@ class News(NamedTuple):
     lost: list[TopicPartition]
 
 
+class GroupOffsets(NamedTuple):
+    """What a transaction commits for one member of a group: positions, and since when it owns the partitions."""
+
+    membership: Membership
+    positions: Mapping[TopicPartition, Position]
+    ownerships: Mapping[TopicPartition, int]
+
+
 class Membership:
     """One consumer's place in its group. `alone`: it reads what it likes and only commits in the group's name."""
 
     def __init__(self, engine: Engine, group: str, options: ConsumerOptions, *, alone: bool = False) -> None:
         self._engine = engine
         self._files = GroupFiles.of(engine, group)
-        self._group = group
+        self.group = group
         self._options = options
         self._alone = alone
         self.id = f"{random_number():016x}{random_number():08x}"[:24]
@@ -356,8 +364,7 @@ class Membership:
         name = self._options.member
         if name is not None and any(found.name == name and not found.dead for found in state.members.values()):
             raise FencedError(
-                f"member {name!r} of group {self._group!r} was replaced by another consumer of that name: close this "
-                "one"
+                f"member {name!r} of group {self.group!r} was replaced by another consumer of that name: close this one"
             )
 
     def released(self, partitions: object) -> None:
@@ -372,44 +379,64 @@ class Membership:
         """What the group committed of these; nothing newer is on its way."""
         offsets = self._engine.offsets
         with self._locked():
-            return [offsets.get(self._group, one.tp, one.topic.incarnation) for one in partitions]
+            return [offsets.get(self.group, one.tp, one.topic.incarnation) for one in partitions]
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
         """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""
         offsets, ctx = self._engine.offsets, self._engine.ctx
         with self._locked():
-            topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self._group)}
+            topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self.group)}
             new = [one for one in partitions if (one.topic.name, one.topic.incarnation) not in topics]
             if new:
                 positions = {one.tp: Position(one.topic.incarnation, start(one), ctx.epoch) for one in new}
-                offsets.commit(self._group, positions)
+                offsets.commit(self.group, positions)
 
     def commit(self, positions: Mapping[TopicPartition, Position], ownerships: Mapping[TopicPartition, int]) -> None:
         """Commit all of it, or, where one ownership has ended, nothing: `FencedError`."""
         with self._waiting(), self._files.guard.hold(self._engine.ctx.lock_timeout):
-            refused = self._refused(positions.keys(), ownerships)
-            if refused:
-                shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(refused)[:5])
-                raise FencedError(
-                    f"group {self._group!r}: nothing was committed, since {shown} is not this member's (any more): "
-                    "poll again to go on with what is"
-                )
-            self._engine.offsets.commit(self._group, positions)
-            self._files.control[_FREED] = self._files.now_ms()
+            self.require_owned(positions, ownerships)
+            self._engine.offsets.commit(self.group, positions)
+            self.is_freeing()
+
+    @property
+    def guard(self) -> Guard:
+        """The group's lock, for a transaction that commits offsets with messages."""
+        return self._files.guard
+
+    def require_owned(
+        self, positions: Mapping[TopicPartition, Position], ownerships: Mapping[TopicPartition, int]
+    ) -> None:
+        """Under the group's lock: `FencedError` where one of these ownerships has ended."""
+        refused = self._refused(positions.keys(), ownerships)
+        if refused:
+            shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(refused)[:5])
+            raise FencedError(
+                f"group {self.group!r}: nothing was committed, since {shown} is not this member's (any more): "
+                "poll again to go on with what is"
+            )
+
+    def begin_waiting(self) -> None:
+        """While it waits for the group's lock a member does not hang: it counts from when the lock was last free."""
+        if self._page is not None:
+            self._page[_WAITING] = 1
+
+    def end_waiting(self) -> None:
+        """It has what it waited for, or gave up."""
+        if self._page is not None:
+            self._page[_WAITING] = 0
+            self.stamp()
+
+    def is_freeing(self) -> None:
+        """Under the group's lock, which is about to be free."""
+        self._files.control[_FREED] = self._files.now_ms()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """While it waits for the group's lock a member does not hang: it counts from when the lock was last free."""
-        page = self._page
-        if page is None:
-            yield
-            return
-        page[_WAITING] = 1
+        self.begin_waiting()
         try:
             yield
         finally:
-            page[_WAITING] = 0
-            self.stamp()
+            self.end_waiting()
 
     @contextmanager
     def _locked(self) -> Iterator[GroupState]:

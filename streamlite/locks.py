@@ -17,14 +17,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
 
 from streamlite.errors import LockTimeoutError
 from streamlite.files import FileLock
 
-__all__ = ["Guard", "block_frame"]
+__all__ = ["Guard", "HoldAll", "block_frame"]
 
 _BACKOFF_FIRST_S: Final = 50e-6
 _BACKOFF_MOST_S: Final = 1e-3
@@ -126,6 +126,15 @@ class Guard:
             "very slow; try again, or raise lock_timeout"
         )
 
+    @property
+    def mine(self) -> bool:
+        """Whether this thread holds it."""
+        return bool(self._mutex._is_owned())
+
+    def is_held_by(self, frame: FrameType) -> bool:
+        """Whether it was taken for the block of `frame`."""
+        return self._frame is frame and self.mine
+
     def release(self) -> None:
         """Give it back."""
         try:
@@ -149,3 +158,35 @@ class Guard:
             above = above.f_back
         self.release()
         return True
+
+
+class HoldAll:
+    """`with HoldAll(guards, s, frame)`: take several, one after the other, within `s` seconds; all of them or none.
+
+    The order is the caller's, and the same for everybody who takes more than one, or two would wait for each other:
+    `streamlite.commit` has the rule. `frame`: of the block.
+    """
+
+    __slots__ = ("_frame", "_guards", "_timeout")
+
+    def __init__(self, guards: Sequence[Guard], timeout: float, frame: FrameType) -> None:
+        self._guards = guards
+        self._timeout = timeout
+        self._frame = frame
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + self._timeout
+        try:
+            for guard in self._guards:
+                guard.take(max(deadline - time.monotonic(), 0.0), self._frame)
+        except BaseException:
+            self._give_back()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for guard in reversed(self._guards):
+            if guard.is_held_by(self._frame):
+                guard.release()

@@ -15,6 +15,7 @@ from streamlite.compaction import compact
 from streamlite.context import Context
 from streamlite.counters import ACTIVE, CHANGES, MAX_TIME, POSITION, from_word
 from streamlite.errors import StreamliteError, UnknownTopicError
+from streamlite.ledger import Ledger
 from streamlite.log import last_timestamp
 from streamlite.marks import MAINTENANCE_LOCK
 from streamlite.partition import Partition
@@ -33,9 +34,10 @@ INTERVAL_S: Final = 60.0
 class Maintenance:
     """What keeps the logs of one bus in bounds."""
 
-    def __init__(self, ctx: Context, registry: Registry) -> None:
+    def __init__(self, ctx: Context, registry: Registry, ledger: Ledger) -> None:
         self._ctx = ctx
         self._registry = registry
+        self._ledger = ledger
         self._guard = ctx.guard(MAINTENANCE_LOCK, f"the maintenance of {ctx.files.root}")
         self._begun = False
         self.worker = Worker("maintenance", self._step, ctx.clock)
@@ -45,6 +47,12 @@ class Maintenance:
         settings = state.settings
         wanted = settings.compacted or settings.retention_ms is not None or settings.retention_bytes is not None
         if wanted and not self._begun and not self._ctx.read_only:
+            self._begun = True
+            self.worker.wake()
+
+    def look_soon(self) -> None:
+        """There is something to do."""
+        if not self._ctx.read_only:
             self._begun = True
             self.worker.wake()
 
@@ -61,6 +69,12 @@ class Maintenance:
             self._every_topic(force=True)
 
     def _every_topic(self, *, force: bool) -> None:
+        try:
+            self._ledger.prune()
+        except StreamliteError:
+            if force:
+                raise
+            logger.exception("old commit records stay for now")
         for name in self._registry.names(internal=True):
             state = self._registry.find(name)
             if state is None:

@@ -55,13 +55,17 @@ class Offsets:
         self._groups: dict[str, dict[tuple[str, int, int], tuple[int, int]]] = {}
         self._mutex = threading.Lock()  # guards the two above
 
-    def _partition(self, *, create: bool) -> Partition | None:
-        state = self._registry.find_or_create(OFFSETS, SETTINGS) if create else self._registry.find(OFFSETS)
+    def log(self) -> Partition:
+        """The log they are in, created at the first commit; not under the bus's lock."""
+        return self._registry.find_or_create(OFFSETS, SETTINGS).partitions[0]
+
+    def _log(self) -> Partition | None:
+        state = self._registry.find(OFFSETS)
         return None if state is None else state.partitions[0]
 
     def _read_on(self) -> None:
         """Take up what was committed since; under the mutex."""
-        partition = self._partition(create=False)
+        partition = self._log()
         if partition is None:
             return
         if self._cursor is None or self._cursor.partition is not partition:
@@ -105,8 +109,17 @@ class Offsets:
         incarnations: Mapping[TopicPartition, int] | None = None,
     ) -> None:
         """Append; under the group's lock. `None` forgets what is committed of the partition of that incarnation."""
-        partition = self._partition(create=True)
-        assert partition is not None
+        result = self.log().append([self.outgoing(group, positions, incarnations)])
+        if result.error is not None:
+            raise result.error
+
+    def outgoing(
+        self,
+        group: str,
+        positions: Mapping[TopicPartition, Position | None],
+        incarnations: Mapping[TopicPartition, int] | None = None,
+    ) -> Outgoing:
+        """The batch that says so."""
         keys: list[bytes | None] = []
         values: list[bytes | None] = []
         for tp, position in positions.items():
@@ -115,6 +128,4 @@ class Offsets:
             values.append(None if position is None else _encode((position.offset, position.epoch)))
         now = self._ctx.clock.time_ms()
         payload = encode_payload(keys, values)
-        result = partition.append([Outgoing(payload, len(keys), now, now, len(payload))])
-        if result.error is not None:
-            raise result.error
+        return Outgoing(payload, len(keys), now, now, len(payload))

@@ -6,10 +6,44 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from streamlite.errors import ConfigError, UnknownTopicError
+from streamlite.errors import ConfigError, MessageTooLargeError, UnknownTopicError
 from streamlite.registry import TopicState
+from streamlite.serde import Serde, encode_raw
 
-__all__ = ["check_headers", "check_partition", "check_timestamp", "headers_bytes"]
+__all__ = ["check_headers", "check_message", "check_partition", "check_timestamp", "headers_bytes"]
+
+
+def check_message(
+    state: TopicState,
+    bytes_max: int,
+    types: tuple[Serde | None, Serde | None],
+    value: Any,
+    key: Any,
+    partition: int | None,
+    timestamp: Any,
+    headers: Any,
+) -> tuple[int | None, tuple[Any, ...], int]:
+    """One message for a topic, checked: partition where one was given, the item to stage, its payload in bytes.
+
+    `types`: of key and value. `SerdeError`, `ConfigError`, `UnknownTopicError`, `MessageTooLargeError`.
+    """
+    key_type, value_type = types
+    data = encode_raw(value, "value") if value_type is None else value_type.encode(value)
+    key_data = encode_raw(key, "key") if key_type is None else key_type.encode(key)
+    if partition is not None:
+        partition = check_partition(state, partition)
+    moment = None if timestamp is None else check_timestamp(timestamp)
+    pairs = check_headers(headers)
+    if key_data is None and state.settings.compacted:
+        raise ConfigError(f"topic {state.name!r} is compacted: it takes no message without a key")
+    size = len(data or b"") + len(key_data or b"") + headers_bytes(pairs)
+    if size > bytes_max:
+        raise MessageTooLargeError(
+            f"a message of {size:,} bytes (key, value and headers) to {state.name!r}, which takes {bytes_max:,}: send "
+            "less, or raise its max_message_bytes"
+        )
+    plain = moment is None and not pairs
+    return partition, (data, key_data) if plain else (data, key_data, moment, pairs), size
 
 
 def check_partition(state: TopicState, partition: Any) -> int:

@@ -44,6 +44,7 @@ from streamlite.counters import (
     RECOVER,
     START,
     SYNCED,
+    TRANSACTION,
     WRITING,
     Slot,
     SlotState,
@@ -58,7 +59,7 @@ from streamlite.errors import (
     StreamliteError,
     UnknownTopicError,
 )
-from streamlite.files import FileLock, MissingFile
+from streamlite.files import File, FileLock, MissingFile
 from streamlite.format import (
     ENCODING_NATIVE,
     HEADER_BYTES,
@@ -257,11 +258,10 @@ class Partition:
         slot = self.slot
         position = slot.get(POSITION)
         first = batches[len(offsets)]
-        if self._is_full(position, HEADER_BYTES + len(first.payload)):
-            self._roll()
+        if self.is_full(position, HEADER_BYTES + len(first.payload)):
+            self.roll()
             position = 0
         end, room = slot.end, self.topic.settings.segment_bytes - position
-        epoch, synced = self.ctx.epoch, slot.get(SYNCED)
         buffers: list[bytes] = []
         bases: list[int] = []
         greatest = NEVER_MS
@@ -270,12 +270,7 @@ class Partition:
             total = HEADER_BYTES + len(batch.payload)
             if size and size + total > room:
                 break
-            header = BatchHeader(
-                ENCODING_NATIVE, batch.compression, batch.flags, len(batch.payload), batch.content_bytes, batch.count,
-                batch.count - 1, end, batch.base_timestamp, batch.max_timestamp, synced, epoch,
-                batch.producer_epoch, batch.producer_id, batch.base_sequence, batch.transaction_id,
-            )  # fmt: skip
-            buffers += (pack_header(header, batch.payload), batch.payload)
+            buffers += (self.pack(batch, end), batch.payload)
             bases.append(end)
             end += batch.count
             size += total
@@ -283,10 +278,19 @@ class Partition:
         self._write(buffers, position, size, end, greatest)
         offsets += bases
 
+    def pack(self, batch: Outgoing, base_offset: int) -> bytes:
+        """The header of a batch that is about to be written at that offset."""
+        header = BatchHeader(
+            ENCODING_NATIVE, batch.compression, batch.flags, len(batch.payload), batch.content_bytes, batch.count,
+            batch.count - 1, base_offset, batch.base_timestamp, batch.max_timestamp, self.slot.get(SYNCED),
+            self.ctx.epoch, batch.producer_epoch, batch.producer_id, batch.base_sequence, batch.transaction_id,
+        )  # fmt: skip
+        return pack_header(header, batch.payload)
+
     def _write(self, buffers: list[bytes], position: int, size: int, end: int, greatest: int) -> None:
         """Steps 3 and 4 of the protocol."""
         slot = self.slot
-        file = self._active_segment(create=position == 0).file(create=position == 0)
+        file = self.active_file()
         slot.set(FLAGS, WRITING)
         try:
             file.write(buffers, position)
@@ -296,17 +300,26 @@ class Partition:
             file.truncate(position)
             slot.set(FLAGS, 0)
             raise
-        before = slot.get(MAX_TIME)
-        if not position:
-            slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
         if position - slot.get(INDEXED) >= INDEX_INTERVAL_BYTES:
-            self._add_entry(IndexEntry(slot.end, position, from_word(before)))
-        slot.set(POSITION, position + size)
-        slot.set(MAX_TIME, max(before, to_word(greatest)))
+            self.add_entry(IndexEntry(slot.end, position, from_word(slot.get(MAX_TIME))))
+        self.publish(position + size, end, greatest)
+
+    def publish(self, position: int, end: int, greatest: int) -> None:
+        """Under the lock: what is written up to `position` is part of the log, which ends at `end` now."""
+        slot = self.slot
+        if not slot.get(POSITION):
+            slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
+        slot.set(POSITION, position)
+        slot.set(MAX_TIME, max(slot.get(MAX_TIME), to_word(greatest)))
         slot.end = end
         slot.set(FLAGS, 0)
 
-    def _add_entry(self, entry: IndexEntry) -> None:
+    def active_file(self) -> File:
+        """The file that is appended to; created where it is new."""
+        create = not self.slot.get(POSITION)
+        return self._active_segment(create=create).file(create=create)
+
+    def add_entry(self, entry: IndexEntry) -> None:
         """An index is a cache: where it cannot be written, seeks are slower and nothing is wrong."""
         try:
             self._active_segment().add_entry(entry)
@@ -337,7 +350,8 @@ class Partition:
         self.slot.set(CHANGES, changes)
         return changes
 
-    def _is_full(self, position: int, size: int) -> bool:
+    def is_full(self, position: int, size: int) -> bool:
+        """Whether `size` more bytes go to a new segment."""
         if not position:
             return False
         settings = self.topic.settings
@@ -347,14 +361,12 @@ class Partition:
 
     def roll(self) -> None:
         """Begin a new segment unless the active one is empty; under the lock."""
-        if self.slot.get(POSITION):
-            self._roll()
-
-    def _roll(self) -> None:
         slot = self.slot
+        if not slot.get(POSITION):
+            return
         slot.set(FLAGS, WRITING)
         end = slot.end
-        self._add_entry(IndexEntry(end, slot.get(POSITION), from_word(slot.get(MAX_TIME))))
+        self.add_entry(IndexEntry(end, slot.get(POSITION), from_word(slot.get(MAX_TIME))))
         self.new_segment(end)
         self.set_active(end, 0, NEVER_MS, 0, 0)
         slot.set(FLAGS, 0)
@@ -454,28 +466,36 @@ class Partition:
 
         A failure closes the partition for writes, in all processes.
         """
-        slot = self.slot
+        slot, ctx = self.slot, self.ctx
         if slot.get(FLAGS) & RECOVER:
             self.settle_now()
-        with self._sync_mutex:
-            if slot.get(FAILED):
-                self.ctx.dirty.discard(self)
-                raise self._failed()
-            if upto is not None and slot.get(SYNCED) >= upto and slot.get(NAMED) == slot.get(CHANGES):
-                return
-            self.ctx.dirty.discard(self)
-            try:
-                self._sync(sealed_only)
-            except StorageError:
-                if not slot.get(FAILED):
-                    self.ctx.dirty.add(self)
-                raise
+        end: int | None = None
+        try:
+            while True:
+                with self._sync_mutex:
+                    if slot.get(FAILED):
+                        ctx.dirty.discard(self)
+                        raise self._failed()
+                    if upto is not None and slot.get(SYNCED) >= upto and slot.get(NAMED) == slot.get(CHANGES):
+                        return
+                    ctx.dirty.discard(self)
+                    if end is None:
+                        # First the end, then which commit records it takes: what follows one is never safer than it.
+                        end = slot.get(ACTIVE) if sealed_only else slot.end
+                        records = slot.get(TRANSACTION)
+                    if ctx.ledger.covers(records):
+                        self._sync(end)
+                        return
+                ctx.ledger.sync_upto(records)  # not under the mutex: it may wait for a lock
+        except StorageError:
+            if not slot.get(FAILED):
+                ctx.dirty.add(self)
+            raise
 
-    def _sync(self, sealed_only: bool) -> None:
+    def _sync(self, end: int) -> None:
         slot = self.slot
         for _ in range(_SYNC_TRIES):
-            # In this order: whatever is published below `end` stands in a file that this list of segments names.
-            end = slot.get(ACTIVE) if sealed_only else slot.end
+            # What is published below `end` stands in a file that this list of segments names: it was loaded later.
             changes = slot.get(CHANGES)
             try:
                 self._sync_files(slot.get(SYNCED), end, changes)
@@ -490,6 +510,18 @@ class Partition:
         raise StorageError(
             f"cannot sync {self.directory}: its files went away {_SYNC_TRIES} times", path=self.directory
         )
+
+    def sync_written(self) -> None:
+        """Under the lock: bring to the device what is written, be it published or not."""
+        slot = self.slot
+        with self._sync_mutex:
+            if slot.get(FAILED):
+                raise self._failed()
+            changes = slot.get(CHANGES)
+            self._sync_files(slot.get(SYNCED), slot.end + 1, changes)
+            if slot.get(FAILED):
+                raise self._failed()
+            slot.set(NAMED, changes)
 
     def _sync_files(self, synced: int, end: int, changes: int) -> None:
         """One by one, for there may be many. A file that cannot be opened is no failed sync."""

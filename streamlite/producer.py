@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from streamlite.clock import SystemClock
 from streamlite.config import ProducerOptions
@@ -28,17 +28,21 @@ from streamlite.engine import Engine
 from streamlite.errors import (
     ClosedError,
     ConfigError,
-    MessageTooLargeError,
     TimeoutError,
+    TransactionError,
     UnsupportedError,
     not_picklable,
 )
 from streamlite.outbox import Outbox
-from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
-from streamlite.serde import Serde, encode_raw
+from streamlite.outgoing import check_message
+from streamlite.serde import Serde
 from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, ByTopic, Lane, Part
 from streamlite.subscription import topic_state
 from streamlite.worker import Worker
+
+if TYPE_CHECKING:
+    from streamlite.bulk import BulkColumns
+    from streamlite.transaction import Transaction
 
 __all__ = ["Producer"]
 
@@ -83,6 +87,7 @@ class Producer:
         self._linger_ms = options.linger_ms
         self._raw = ByTopic()  # topic arguments of topics without types: the fast path
         self._routes: dict[Any, _Route] = {}
+        self._transactions: dict[object, Transaction] = {}  # by who is in their block
         self._lanes: dict[int, Lane] = {}  # by incarnation
         self.mutex = threading.RLock()
         self._outbox = Outbox(self._ctx, options, self.mutex)
@@ -149,27 +154,28 @@ class Producer:
         sequence: int | None,
     ) -> Delivery:
         """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
+        self._check_outside()
+        lane, partition, item, size = self._message(topic, value, key, partition, timestamp, headers, sequence)
+        return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD)
+
+    def _message(
+        self,
+        topic: Any,
+        value: Any,
+        key: Any,
+        partition: int | None,
+        timestamp: Any,
+        headers: Any,
+        sequence: int | None,
+    ) -> tuple[Lane, int | None, tuple[Any, ...], int]:
+        """What `send` was given, checked: lane, partition where one is given, the item to stage, its bytes."""
         route = self._route(topic)
-        lane = route.lane
         if sequence is not None:
             raise ConfigError("sequence needs a named producer: open it with bus.producer(name=...)")
-        data = encode_raw(value, "value") if route.value is None else route.value.encode(value)
-        key_data = encode_raw(key, "key") if route.key is None else route.key.encode(key)
-        if partition is not None:
-            partition = check_partition(lane.state, partition)
-        moment = None if timestamp is None else check_timestamp(timestamp)
-        pairs = check_headers(headers)
-        if key_data is None and lane.state.settings.compacted:
-            raise ConfigError(f"topic {lane.state.name!r} is compacted: it takes no message without a key")
-        size = len(data or b"") + len(key_data or b"") + headers_bytes(pairs)
-        if size > lane.message_bytes_max:
-            raise MessageTooLargeError(
-                f"a message of {size:,} bytes (key, value and headers) to {lane.state.name!r}, which takes "
-                f"{lane.message_bytes_max:,}: send less, or raise its max_message_bytes"
-            )
-        plain = moment is None and not pairs
-        item = (data, key_data) if plain else (data, key_data, moment, pairs)
-        return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD)
+        state, limit = route.lane.state, route.lane.message_bytes_max
+        return route.lane, *check_message(
+            state, limit, (route.key, route.value), value, key, partition, timestamp, headers
+        )
 
     def _stage(self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int) -> Delivery:
         """Put an item in under the mutex; `size` is what it takes of the buffer."""
@@ -236,15 +242,11 @@ class Producer:
 
         Columns are as long as `values`. All are checked before any is sent; more than the buffer holds goes in pieces.
         """
-        from streamlite.bulk import BulkColumns  # the bulk path, loaded by who uses it
-
-        route = self._route(topic)
-        lane = route.lane
-        columns = BulkColumns(lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
+        self._check_outside()
+        lane, columns = self._columns(topic, values, keys, partition, timestamps, headers)
         pieces: list[Piece] = []
         on_delivery = self._options.on_delivery
-        budget = max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
-        for start, stop, size in columns.cuts(budget):
+        for start, stop, size in columns.cuts(self._batch_bytes):
             with self.mutex:
                 self._check_open()
                 self._seal(lane)
@@ -255,15 +257,26 @@ class Producer:
                 self._outbox.put(batches)
             pieces.append(piece)
             self._drain_if_free()
-        if pieces:
-            delivery = BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces)
-        else:
-            nothing = Outcome(self, lane.state.name, 0)
-            nothing.settle(0, None)
-            delivery = BulkDelivery(nothing, 0, [])
+        delivery = BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces) if pieces else self._nothing(lane)
         if on_delivery is not None:
             delivery.add_done_callback(on_delivery)
         return delivery
+
+    def _columns(
+        self, topic: Any, values: Any, keys: Any, partition: Any, timestamps: Any, headers: Any
+    ) -> tuple[Lane, BulkColumns]:
+        """What `send_many` was given, checked."""
+        from streamlite.bulk import BulkColumns  # the bulk path, loaded by who uses it
+
+        route = self._route(topic)
+        state = route.lane.state
+        return route.lane, BulkColumns(state, values, keys, partition, timestamps, headers, route.key, route.value)
+
+    def _nothing(self, lane: Lane) -> BulkDelivery:
+        """Of a `send_many` without messages."""
+        outcome = Outcome(self, lane.state.name, 0)
+        outcome.settle(0, None)
+        return BulkDelivery(outcome, 0, [])
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
@@ -300,9 +313,14 @@ class Producer:
             self._routes.clear()
             self._raw.clear()
         route = self._routes[topic] = _Route(lane, key, value)
-        if key is None and value is None:
-            self._raw[topic] = lane.by_key
+        if not self._transactions:
+            self._open_way(topic, route)
         return route
+
+    def _open_way(self, topic: Any, route: _Route) -> None:
+        """Under the mutex: let `send` go the fast way. While a transaction is open, each send must be looked at."""
+        if route.key is None and route.value is None:
+            self._raw[topic] = route.lane.by_key
 
     def _refresh(self, lane: Lane) -> None:
         """Under the mutex: take up a topic's new settings; what was known of its keys is forgotten."""
@@ -508,15 +526,64 @@ class Producer:
         self.close()
 
     def _check_open(self) -> None:
+        """`ClosedError`, `ForkedError`."""
         if self._closed or self._ctx.closed or self._ctx.forked:
             self._ctx.check()
             raise ClosedError("the producer is closed; open another with bus.producer()")
 
-    # -- what comes with named producers and transactions -------------------------------------------------------------
+    # -- transactions -------------------------------------------------------------------------------------------------
 
-    def transaction(self, consumer: Any = None) -> Any:
-        """Not in this release."""
-        raise UnsupportedError("transactions are not in this release of streamlite")
+    def transaction(self, consumer: Any = None) -> Transaction:
+        """`with producer.transaction(consumer) as tx:`: everything sent by `tx` becomes visible together, or nothing.
+
+        A `consumer` (of this bus, with a group and `auto_commit=False`) has what it was handed out by the block's end
+        committed with it, and goes back to its committed offsets where the block raises.
+        """
+        from streamlite.transaction import Transaction  # loaded by who uses it
+
+        self._check_open()
+        return Transaction(self, consumer)
+
+    @property
+    def _batch_bytes(self) -> int:
+        """The bytes of a batch at most."""
+        return max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
+
+    @property
+    def _on_delivery(self) -> Callable[[Delivery], Any] | None:
+        """What is called for each delivery."""
+        callback: Callable[[Delivery], Any] | None = self._options.on_delivery
+        return callback
+
+    def _here(self) -> object:
+        """Who is calling: a thread."""
+        return threading.get_ident()
+
+    def _enter(self, transaction: Transaction) -> object:
+        """A transaction's block is entered; whose it is. From here on its own thread may not send past it."""
+        with self.mutex:
+            self._check_open()
+            here = self._here()
+            if here in self._transactions:
+                raise TransactionError("a transaction of this producer is open in this thread: leave its block first")
+            self._transactions[here] = transaction
+            self._raw.clear()
+        return here
+
+    def _leave(self, owner: object) -> None:
+        """The block is over."""
+        with self.mutex:
+            self._transactions.pop(owner, None)
+            if not self._transactions and not self._closed:
+                for topic, route in self._routes.items():
+                    self._open_way(topic, route)
+
+    def _check_outside(self) -> None:
+        if self._transactions and self._here() in self._transactions:
+            raise TransactionError(
+                "this producer's own send inside its transaction would not be part of it: use tx.send, or another "
+                "producer"
+            )
 
     def last_sequence(self, topic: Any, partition: int) -> int | None:
         """Not in this release: no producer has a name."""

@@ -8,6 +8,7 @@ all of the engine above reads as it always does.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from streamlite.context import Context
@@ -131,7 +132,7 @@ class Follower:
         start = partition.stored_start()
         if not segments:
             return SlotState(end=start, start=start, incarnation=partition.topic.incarnation, changes=changes)
-        found = recover(segments.values())
+        found = recover(segments.values(), partial(self._ctx.ledger.committed, partition))
         start = max(start, segments.peekitem(0)[0])
         return SlotState(
             end=max(found.tail.next_offset, start),

@@ -8,14 +8,17 @@ that any later whole batch recorded, so a bad batch is followed by a search for 
 tail. Older segments were synced before, so the time this takes depends on what was not synced, not on the log.
 
 After a process died in an append (`resolve`) everything below the published end is whole, and only what lies beyond is
-looked at: whole batches of no transaction were written completely and count as sent; the rest is cut.
+looked at: whole batches were written completely and count as sent; the rest is cut.
+
+A batch of a transaction counts only if that was committed. Who knows is asked (`Committed`): the first batch of one
+that was not ends the log, and what stands behind it goes with it.
 
 These functions decide; the partition, which holds its lock, cuts and publishes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from streamlite.errors import CorruptionError
@@ -24,6 +27,8 @@ from streamlite.format import (
     FLAG_TRANSACTION,
     HEADER_BYTES,
     MAGIC,
+    NO_PRODUCER,
+    NO_TRANSACTION,
     BadBatch,
     BatchHeader,
     IndexEntry,
@@ -32,7 +37,10 @@ from streamlite.format import (
 )
 from streamlite.segment import NEVER_MS, IndexBuilder, Segment, walk_verified
 
-__all__ = ["Recovered", "Tail", "recover", "resolve"]
+__all__ = ["Committed", "Recovered", "Tail", "recover", "resolve"]
+
+Committed = Callable[[BatchHeader], bool]
+"""Whether the transaction of this batch was committed."""
 
 _SEARCH_BYTES = 1 << 20
 
@@ -41,7 +49,8 @@ class Tail(NamedTuple):
     """Where one segment ends when all that counts is counted.
 
     `next_offset` and `position` of the end, how many bytes beyond it are to be cut, the greatest synced offset that any
-    batch recorded, the greatest timestamp, the time of the first batch, and the index of what was walked.
+    batch recorded, the greatest timestamp, the time of the first batch, the last transaction, whether a named producer
+    wrote any of it, and the index of what was walked.
     """
 
     next_offset: int
@@ -50,6 +59,8 @@ class Tail(NamedTuple):
     synced_upto: int
     max_timestamp: int
     first_timestamp: int
+    transaction: int
+    numbered: bool
     indexed: int
     entries: list[IndexEntry]
 
@@ -63,14 +74,14 @@ class Recovered(NamedTuple):
     synced: int
 
 
-def recover(segments: Sequence[Segment], synced: int = 0) -> Recovered:
+def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0) -> Recovered:
     """What the log of these segments (rising, at least one) holds.
 
     `synced`: an offset known to be safe from elsewhere. Raises `CorruptionError` where what is not whole was safe.
     """
     tails: dict[int, Tail] = {}
     for at in range(len(segments) - 1, -1, -1):
-        tails[at] = tail = _tail(segments[at])
+        tails[at] = tail = _tail(segments[at], committed)
         synced = max(synced, tail.synced_upto)
         if tail.cut:
             file = segments[at].file()
@@ -84,9 +95,9 @@ def recover(segments: Sequence[Segment], synced: int = 0) -> Recovered:
     return _ended(segments[-1], tails[len(segments) - 1], [], synced)
 
 
-def _tail(segment: Segment) -> Tail:
+def _tail(segment: Segment, committed: Committed) -> Tail:
     file = segment.file()
-    tail = _walk(file, segment.base, 0, file.size(), IndexBuilder())
+    tail = _walk(file, segment.base, 0, file.size(), IndexBuilder(), committed)
     if segment.generation and (tail.cut or tail.next_offset != segment.next):
         # It was synced before it took its name: what is not whole is no torn tail.
         _refuse(file, tail.position, tail.next_offset, segment.next)
@@ -108,7 +119,7 @@ def _refuse(file: File, position: int, offset: int, synced: int) -> NoReturn:
     )
 
 
-def resolve(segment: Segment, end: int) -> Tail:
+def resolve(segment: Segment, end: int, committed: Committed) -> Tail:
     """What lies beyond the published end `end` in the newest segment, which begins at or before it."""
     file = segment.file()
     size = file.size()
@@ -123,26 +134,27 @@ def resolve(segment: Segment, end: int) -> Tail:
         next_offset, position = found.header.next_offset, found.position + found.header.total_bytes
     if next_offset < end:
         _refuse(file, position, next_offset, end)
-    return _walk(file, end, position, size, builder)
+    return _walk(file, end, position, size, builder, committed)
 
 
-def _walk(file: File, next_offset: int, position: int, size: int, builder: IndexBuilder) -> Tail:
-    synced, first = 0, NEVER_MS
+def _walk(file: File, next_offset: int, position: int, size: int, builder: IndexBuilder, committed: Committed) -> Tail:
+    synced, first, transaction, numbered = 0, NEVER_MS, NO_TRANSACTION, False
     for found in walk_verified(file, position, size):
-        if not _continues(found.header, next_offset):
+        header = found.header
+        if header.base_offset != next_offset:
             break
+        if header.flags & FLAG_TRANSACTION:
+            if not committed(header):
+                break
+            transaction = header.transaction_id
         builder.add(found)
-        next_offset = found.header.next_offset
-        position = found.position + found.header.total_bytes
-        synced = max(synced, found.header.synced_upto)
-        first = found.header.base_timestamp if first == NEVER_MS else first
-    cut = size - position
-    return Tail(next_offset, position, cut, synced, builder.max_timestamp, first, builder.indexed, builder.entries)
-
-
-def _continues(header: BatchHeader, next_offset: int) -> bool:
-    """Whether a batch counts where `next_offset` was expected; one of a transaction counts only with its record."""
-    return header.base_offset == next_offset and not header.flags & FLAG_TRANSACTION
+        next_offset = header.next_offset
+        position = found.position + header.total_bytes
+        synced = max(synced, header.synced_upto)
+        first = header.base_timestamp if first == NEVER_MS else first
+        numbered = numbered or header.producer_id != NO_PRODUCER
+    cut, times = size - position, (builder.max_timestamp, first)
+    return Tail(next_offset, position, cut, synced, *times, transaction, numbered, builder.indexed, builder.entries)
 
 
 def _recorded(file: File, position: int, size: int) -> int:

@@ -30,10 +30,12 @@ from streamlite.format import checksum
 from streamlite.locks import Guard, block_frame
 from streamlite.partition import Partition, TopicInfo
 
-__all__ = ["OFFSETS", "Registry", "TopicState"]
+__all__ = ["META", "OFFSETS", "TRANSACTIONS", "Registry", "TopicState"]
 
 DIRECTORY: Final = "topics"
 OFFSETS: Final = "__offsets"
+META: Final = "__meta"
+TRANSACTIONS: Final = "__transactions"
 _NEW: Final = "__new-"
 _DELETED: Final = "__deleted-"
 _CHANGING: Final = -1

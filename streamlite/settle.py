@@ -7,9 +7,22 @@ written anew. All of it can be cut off at any point and begun again: the flag th
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from streamlite.counters import ACTIVE, BORN, CHANGES, FAILED, FLAGS, RECOVER, START, SYNCED, WRITING
+from streamlite.counters import (
+    ACTIVE,
+    BORN,
+    CHANGES,
+    FAILED,
+    FLAGS,
+    NUMBERED,
+    RECOVER,
+    START,
+    SYNCED,
+    TRANSACTION,
+    WRITING,
+)
 from streamlite.errors import StorageError
 from streamlite.recovery import Tail, recover, resolve
 from streamlite.segment import NEVER_MS, Segment
@@ -26,12 +39,13 @@ def resolve_tail(partition: Partition) -> None:
     """After a writer died in an append or a roll: what lies beyond the published end is published or cut."""
     slot = partition.slot
     segments = partition.log.refreshed(slot.get(CHANGES))
+    committed = partial(partition.ctx.ledger.committed, partition)
     if segments:
         segment = segments.peekitem(-1)[1]
-        tail = resolve(segment, slot.end) if not segment.generation else None
+        tail = resolve(segment, slot.end, committed) if not segment.generation else None
         if tail is None:
             segment = partition.new_segment(segment.next)
-            tail = resolve(segment, slot.end)
+            tail = resolve(segment, slot.end, committed)
         _take_tail(partition, segment, tail, "a writer that died in an append")
         partition.log.refresh(partition.changed())
     slot.set(FLAGS, slot.get(FLAGS) & ~WRITING)
@@ -49,6 +63,8 @@ def _take_tail(partition: Partition, segment: Segment, tail: Tail, after: str) -
     slot = partition.slot
     born = max(tail.first_timestamp, 0) if slot.get(ACTIVE) != segment.base or not slot.get(BORN) else slot.get(BORN)
     partition.set_active(segment.base, tail.position, tail.max_timestamp, tail.indexed, born)
+    slot.set(TRANSACTION, max(slot.get(TRANSACTION), tail.transaction))
+    slot.set(NUMBERED, slot.get(NUMBERED) or int(tail.numbered))
     slot.end = tail.next_offset
 
 
@@ -61,7 +77,8 @@ def recover_log(partition: Partition) -> None:
     partition.log.tidy()
     start = max(partition.stored_start(), segments.peekitem(0)[0] if segments else 0)
     if segments:
-        found = recover(segments.values(), slot.get(SYNCED))
+        found = recover(segments.values(), partial(partition.ctx.ledger.committed, partition), slot.get(SYNCED))
+        slot.set(NUMBERED, 1)  # what was not walked may have such batches
         for lost in found.lost:
             logger.warning("removed %s, which follows a gap left by a stop of the machine", lost.log_path)
             partition.log.remove(lost)
@@ -101,6 +118,7 @@ def _rewrite_unsynced(partition: Partition) -> None:
     The pages of the old file read as written until the machine stops, so what readers saw is what is copied.
     """
     slot = partition.slot
+    partition.ctx.ledger.sync_upto(slot.get(TRANSACTION))  # nothing of a transaction is safer than its record
     segments = partition.log.segments(slot.get(CHANGES))
     first = max(segments.bisect_right(slot.get(SYNCED)) - 1, 0)
     old = segments.values()[first:]

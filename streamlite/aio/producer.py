@@ -142,12 +142,11 @@ class _Sender(Producer):
         else:
             super()._drain_if_free()
 
-    def columns(
+    def slice(
         self, topic: Any, values: Any, keys: Any, timestamps: Any, headers: Any, *, partition: Any
     ) -> BulkColumns:
         """Columns as bytes, checked."""
-        route = self._route(topic)
-        return BulkColumns(route.lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
+        return self._columns(topic, values, keys, partition, timestamps, headers)[1]
 
     def take(self, topic: Any, columns: BulkColumns, start: int, stop: int, size: int) -> Piece:
         """Stage a stretch of columns."""
@@ -163,15 +162,9 @@ class _Sender(Producer):
         self._drain_if_free()
         return piece
 
-    def nothing(self, topic: Any) -> Outcome:
-        """The outcome of sending nothing."""
-        found = Outcome(self, self._route(topic).lane.state.name, 0)
-        found.settle(0, None)
-        return found
-
-    def budget(self) -> int:
-        """The bytes of a batch at most."""
-        return max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
+    def none(self, topic: Any) -> BulkDelivery:
+        """Of sending nothing."""
+        return self._nothing(self._route(topic).lane)
 
     def unsettled(self) -> list[Outcome]:
         """Everything that was sent and has no result, on its way now."""
@@ -305,19 +298,19 @@ class AsyncProducer:
             if self._turn.until <= monotonic():
                 await self._give()
             try:
-                slices.append(await self._again(partial(sender.columns, topic, *cut, partition=partition), topic))
+                slices.append(await self._again(partial(sender.slice, topic, *cut, partition=partition), topic))
             except StreamliteError:
                 if len(cuts) > 1:  # it counts from the beginning of its slice
-                    sender.columns(topic, values, keys, timestamps, headers, partition=partition)
+                    sender.slice(topic, values, keys, timestamps, headers, partition=partition)
                 raise
         pieces: list[Piece] = []
         for columns in slices:
-            for start, stop, size in columns.cuts(sender.budget()):
+            for start, stop, size in columns.cuts(sender._batch_bytes):
                 if self._turn.until <= monotonic():
                     await self._give()
                 pieces.append(await self._again(partial(sender.take, topic, columns, start, stop, size), topic))
         if not pieces:
-            return BulkDelivery(sender.nothing(topic), 0, [])
+            return sender.none(topic)
         delivery = BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces)
         if self._on_delivery is not None:
             delivery.add_done_callback(self._delivered)

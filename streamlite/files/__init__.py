@@ -113,6 +113,10 @@ class Files(ABC):
         """Open a file for reading and, unless the seam is read-only, writing; `MissingFile` unless `create`."""
 
     @abstractmethod
+    def scratch(self) -> File:
+        """A file of one's own without a name: nobody else can open it, and it is gone with its last reference."""
+
+    @abstractmethod
     def lock(self, path: str, *, create: bool = True) -> FileLock:
         """A lock on the file at `path`, not yet acquired; the file is created where absent, or `MissingFile`."""
 

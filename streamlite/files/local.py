@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from streamlite.errors import CorruptionError, ForkedError, FormatError, StorageError
-from streamlite.files import Fifo, File, FileLock, Files, MissingFile
+from streamlite.files import Fifo, File, FileLock, Files, MissingFile, random_number
 
 __all__ = ["LocalFiles"]
 
@@ -46,6 +46,10 @@ _READ_MAX: Final = 0x7FFFF000
 """What Linux reads in one call at most; read(2), "Notes"."""
 SMALL_FILE_BYTES_MAX: Final = 64 << 20
 """Of a file that is read whole: the list of a topic with 100,000 partitions is under 1 MiB."""
+
+SCRATCH: Final = "scratch-"
+"""How files begin that lose their name at once; one that has it belonged to a process that was killed in between."""
+_NAMELESS: Final = getattr(os, "O_TMPFILE", 0)
 
 _datasync = getattr(os, "fdatasync", os.fsync)
 
@@ -316,11 +320,24 @@ class LocalFiles(Files):
             )
         return self._at(what, path)
 
+    def scratch(self) -> File:
+        self._change("create", SCRATCH)
+        if _NAMELESS:
+            try:
+                return self._opened(LocalFile, "", os.O_RDWR | _NAMELESS)
+            except StorageError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise  # this file system can make one; the others make one with a name, and take that away
+        path = f"{SCRATCH}{random_number()}"
+        file = self._opened(LocalFile, path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self.remove(path)
+        return file
+
     def _opened(self, kind: type[_D], path: str, flags: int) -> _D:
         at = self._at("open", path)
         try:
             with _opening:
-                opened = kind(path or self.root, os.open(at, flags | _OPEN, 0o600))
+                opened = kind(path or self.root, os.open(at, flags | (_OPEN if path else os.O_CLOEXEC), 0o600))
                 _descriptors.add(opened)
             if flags & os.O_CREAT and os.fstat(opened._fd).st_mode & 0o600 != 0o600:
                 os.fchmod(opened._fd, 0o600)  # just created, under a umask that takes rights from its owner

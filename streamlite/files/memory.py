@@ -95,6 +95,9 @@ class MemoryFiles(Files):
     def open(self, path: str, *, create: bool = False) -> File:
         return self._file(path, create=create)
 
+    def scratch(self) -> File:
+        return MemoryFile("scratch")
+
     def _file(self, path: str, *, create: bool) -> MemoryFile:
         with self._mutex:
             parent, name = self._parent(path)

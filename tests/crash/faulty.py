@@ -206,6 +206,9 @@ class FaultyFiles(Files):
         name = "create" if create else "open"
         return FaultyFile(self, self.run(Call(name, path), lambda: self.inner.open(path, create=create)))
 
+    def scratch(self) -> File:
+        return FaultyFile(self, self.run(Call("scratch", ""), self.inner.scratch))
+
     def lock(self, path: str, *, create: bool = True) -> FileLock:
         lock = FaultyLock(self, self.run(Call("lock", path), lambda: self.inner.lock(path, create=create)))
         self._locks.add(lock)
