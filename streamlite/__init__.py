@@ -39,6 +39,7 @@ from streamlite.topic import Topic
 
 if TYPE_CHECKING:
     from streamlite.aio import AsyncConsumer, AsyncProducer
+    from streamlite.transaction import Transaction
 
 __all__ = [
     "AsyncConsumer",
@@ -70,6 +71,7 @@ __all__ = [
     "Topic",
     "TopicExistsError",
     "TopicPartition",
+    "Transaction",
     "TransactionError",
     "UnknownGroupError",
     "UnknownTopicError",
@@ -80,7 +82,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load the classes for asyncio when they are asked for."""
+    """Load what few need when it is asked for."""
+    if name == "Transaction":
+        from streamlite.transaction import Transaction
+
+        return Transaction
     if name in ("AsyncConsumer", "AsyncProducer"):
         from streamlite import aio
 

@@ -54,6 +54,7 @@ class Consumer:
         self._closing = False
         self._leaving = False
         self._closed = False
+        self._settle_at = 0.0
         self._failure: StreamliteError | None = None  # met after messages were found: raised by the next call
         self._assignment = Assignment(engine, group, options, self)
         self._fetcher = self._assignment.fetcher
@@ -195,6 +196,7 @@ class Consumer:
             raise failure
         while not self._stopped():
             self._assignment.tend()
+            self._settle_left()
             if self._fetcher.look():
                 try:
                     self._fetcher.serve(most, self._guarded(take))
@@ -223,6 +225,14 @@ class Consumer:
                     track.processed = track.noted = track.position
 
         return guarded
+
+    def _settle_left(self) -> None:
+        """Now and then, have published what dead writers left: a transaction that was committed stays hidden else."""
+        if self._engine.shared and not self._ctx.read_only:
+            now = self._clock.monotonic()
+            if now >= self._settle_at:
+                self._settle_at = now + LOOK_AGAIN_S
+                self._fetcher.settle_left()
 
     def _has_news(self) -> bool:
         return self._fetcher.look() or self._woken or self._closing or self._assignment.moved()

@@ -161,6 +161,11 @@ class Counters:
         self._map_to(block)
         return self._blocks[block][0]
 
+    def writing(self, block: int) -> list[int]:
+        """The places in a block of the partitions where an append is under way, or its writer died in it."""
+        flags = self._blocks[block][2][FLAGS::_DETAILS].tolist()
+        return [place for place, found in enumerate(flags[:SLOTS]) if found & WRITING] if any(flags) else []
+
     slots_a_block: Final = SLOTS
 
     def blocks_on_file(self) -> int:

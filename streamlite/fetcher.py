@@ -214,6 +214,15 @@ class Fetcher:
                         self.wake(found)
         return bool(self._ready)
 
+    def settle_left(self) -> None:
+        """Have published what writers left that died before they told: nobody else may come by and do it."""
+        counters = self._ctx.counters
+        for block, tracks in self._blocks.items():
+            for place in counters.writing(block):
+                track = tracks.get(place)
+                if track is not None:
+                    track.partition.settle_if_free()
+
     def serve(self, room: int, take: Callable[[Track, int], int]) -> None:
         """Let `take(track, most)` take from ready tracks in turn, until `room` messages are taken or none is left.
 

@@ -202,6 +202,12 @@ class Partition:
         with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout):
             self.settle()
 
+    def settle_if_free(self) -> None:
+        """As `settle_now`, where nobody holds the lock: who does is alive, and does it himself."""
+        with self.guard.trying() as got:
+            if got:
+                self.settle()
+
     # -- append -------------------------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[Outgoing], timeout: float | None = None) -> Appended:

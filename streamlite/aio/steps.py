@@ -163,6 +163,10 @@ class Steps(Consumer):
 
         return polite
 
+    def _settle_left(self) -> None:
+        if not self.inline:
+            super()._settle_left()
+
     def has_news(self) -> bool:
         """Whether a step has something to do; from memory, and without waiting."""
         if self._woken or self.closing or not self._busy.acquire(blocking=False):
