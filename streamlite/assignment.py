@@ -102,6 +102,7 @@ class Assignment:
             self._rejoin = False
             if membership is not None:
                 membership.leave()
+            self._break(self.fetcher.tracks)
             self.fetcher.clear()
             self._subscription = None
         self._raise_failed()
@@ -177,13 +178,17 @@ class Assignment:
         return partition.end() if found is None else found
 
     def _drop(self, partitions: Collection[TopicPartition]) -> list[TopicPartition]:
+        self._break(partitions)
+        dropped = [tp for tp in partitions if self.fetcher.drop(tp) is not None]
+        self.handout.forget(dropped)
+        return dropped
+
+    def _break(self, partitions: Collection[TopicPartition]) -> None:
+        """These go: note down those of which something was handed out and not committed."""
         for tp in partitions:
             track = self.fetcher.tracks.get(tp)
             if track is not None and self.handout.position(track) != track.noted:
                 self._broken.add(tp)
-        dropped = [tp for tp in partitions if self.fetcher.drop(tp) is not None]
-        self.handout.forget(dropped)
-        return dropped
 
     # -- news ---------------------------------------------------------------------------------------------------------
 
@@ -335,6 +340,11 @@ class Assignment:
         self._member()
         if given is not None:
             return self._given(given)
+        if self._rejoin:
+            raise FencedError(
+                f"group {self._group!r}: nothing was committed, since what was handed out before the last refusal is "
+                "handed out again: poll first"
+            )
         reached = [(track, self.handout.position(track)) for track in self.fetcher]
         return {track.tp: self._noted(track, offset) for track, offset in reached if offset != track.noted}
 
@@ -396,8 +406,8 @@ class Assignment:
         if self._broken:
             shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(self._broken)[:5])
             raise FencedError(
-                f"group {self._group!r}: nothing was committed, since {shown} went to another member after messages of "
-                "it had been handed out: poll again to go on with what is committed"
+                f"group {self._group!r}: nothing was committed, since {shown} went to another member, or was given up, "
+                "after messages of it had been handed out: poll again to go on with what is committed"
             )
 
     def join_again(self) -> None:

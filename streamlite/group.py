@@ -338,6 +338,8 @@ class Membership:
 
     def sync(self) -> News:
         """What the group's state says of this member now. Whoever was put out joins again, with nothing."""
+        if self._alone:
+            return News({}, [], [])
         with self._locked():
             state = self._files.load()
             # A member that was put out comes here because it asks for messages, so it may come back at once.
