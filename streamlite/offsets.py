@@ -19,6 +19,7 @@ import msgspec
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
+from streamlite.counters import FLAGS, WRITING
 from streamlite.message import TopicPartition
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
@@ -82,6 +83,15 @@ class Offsets:
             self._groups.get(group, {}).pop(tuple(place), None)  # type: ignore[arg-type]
         else:
             self._groups.setdefault(group, {})[tuple(place)] = _decode_value(value)  # type: ignore[index]
+
+    def settle(self) -> None:
+        """Have what dead writers left published or cut: `LockTimeoutError` rather than an older answer.
+
+        For who goes on from what is committed. Others ask without: someone stopped in an append delays them less.
+        """
+        partition = self._log()
+        if partition is not None and partition.slot.get(FLAGS) & WRITING:
+            partition.settle_now()
 
     def get(self, group: str, tp: TopicPartition, incarnation: int) -> Position | None:
         """What the group committed of a partition; `None` where nothing, or for another incarnation of the topic."""
