@@ -27,6 +27,7 @@ from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
 from streamlite.counters import ACTIVE, FLAGS, RECOVER, START, SYNCED, WRITING
+from streamlite.errors import OffsetOutOfRangeError
 from streamlite.format import BatchHeader
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
@@ -91,11 +92,15 @@ class Ledger:
             return False
         self._settle(log)
         offset = header.transaction_id - 1
+        end = log.end()  # first: whoever only reads has the beginning from it, too
         if offset < log.slot.get(START):
             return True
-        if offset >= log.end():
+        if offset >= end:
             return False
-        record = self._record(log, offset)
+        try:
+            record = self._record(log, offset)
+        except OffsetOutOfRangeError:  # it went meanwhile, as it may for who holds no lock and only reads
+            return True
         if record is None or record.epoch != header.epoch:
             return False
         base, end = record.parts.get((partition.topic.incarnation, partition.number), (0, 0))
