@@ -419,11 +419,11 @@ class Assignment:
         if self.membership is None or self._rejoin:
             return
         tracks = list(self.fetcher)
+        self._rejoin = True  # until it is done: with the next poll, where it is not
         try:
             found = self._committed([track.partition for track in tracks])
         except StreamliteError as error:  # the transaction's own failure is what its user is told
             logger.warning("group %r goes back with the next poll: %s", self._group, error)
-            self._rejoin = True
             return
         self.handout.take_back()
         self.handout.polled.clear()
@@ -435,6 +435,7 @@ class Assignment:
             track.processed = track.noted = offset
             self.fetcher.wake(track)
         self._broken.clear()
+        self._rejoin = False
 
     def commit_processed(self) -> None:
         """Commit automatically, where that is wanted."""

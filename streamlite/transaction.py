@@ -240,8 +240,8 @@ class Transaction:
         """Count what is about to be staged; `TransactionError` where it is too much, with nothing of it taken."""
         if len(self._written) + len(partitions - self._written) > TRANSACTION_PARTITIONS_MAX:
             raise TransactionError(
-                f"a transaction writes to {TRANSACTION_PARTITIONS_MAX} partitions at most; this would go beyond and was "
-                "not taken: commit more often"
+                f"a transaction writes to {TRANSACTION_PARTITIONS_MAX} partitions at most; this would go beyond and "
+                "was not taken: commit more often"
             )
         if self._bytes + size > TRANSACTION_BYTES_MAX:
             raise TransactionError(
@@ -252,10 +252,11 @@ class Transaction:
         self._written |= partitions
 
     def _seal(self, part: Part) -> None:
-        batch = self._open.pop(part, None)
+        batch = self._open.get(part)
         if batch is not None:
             batch.count = len(batch.items)
             self._put(batch)
+            self._open.pop(part, None)  # last: whatever is raised meanwhile, the end finds it
 
     def _put(self, batch: Batch) -> None:
         """Encode a batch and put it away. Where that fails the whole is not committed any more."""
@@ -289,6 +290,8 @@ class Transaction:
         self._check()
         assignment = self._assignment_of(consumer)
         given = assignment.to_commit(offsets)
+        if assignment is self._assignment and offsets is None:
+            return  # all that it hands out until the end is committed anyway
         with self._staging:
             self._check()
             self._offsets.setdefault(assignment, {}).update(given)
@@ -313,13 +316,13 @@ class Transaction:
                 self._producer.push()
                 commit = Commit(self._engine, self._parcels, groups)
                 commit.run()
+            self._committed(commit, None)
         except BaseException as error:
             if commit is not None and commit.committed:
                 self._committed(commit, error if isinstance(error, StreamliteError) else None)
             else:
                 self._fail(error, unknown=commit is not None and commit.committed is None)
             raise
-        self._committed(commit, None)
 
     def _group_offsets(self) -> list[GroupOffsets]:
         """What is to be committed for groups, as it is now."""
@@ -335,7 +338,7 @@ class Transaction:
         return groups
 
     def _committed(self, commit: Commit | None, error: StreamliteError | None) -> None:
-        """It is visible to all; `error`: and not safe."""
+        """It is visible to all; `error`: and not safe. Goes on where a signal handler interrupted it."""
         self._end(_COMMITTED)
         for assignment, positions in self._offsets.items():
             assignment.committed(positions)
@@ -361,21 +364,23 @@ class Transaction:
 
     def _abort(self, why: str, error: StreamliteError | None = None) -> None:
         self._end(_ABORTED)
-        if self._assignment is not None:
-            self._assignment.go_back()
-        with self._staging:
-            for part in list(self._open):
-                batch = self._open.pop(part)
-                batch.count = len(batch.items)
-                self._parcels.setdefault(part.partition, Parcel()).batches.append(batch)
-        self._settle_all(error or TransactionError(f"nothing of the transaction was sent: {why}"))
+        try:
+            if self._assignment is not None:
+                self._assignment.go_back()
+        finally:
+            self._settle_all(error or TransactionError(f"nothing of the transaction was sent: {why}"))
 
     def _settle_all(self, error: StreamliteError) -> None:
-        for parcel in self._parcels.values():
-            for batch in parcel.batches:
-                self._settle(batch, -1, error)
+        with self._staging:
+            left = list(self._open.values())
+        for batch in left:
+            batch.count = batch.count or len(batch.items)
+        for batch in (*(batch for parcel in self._parcels.values() for batch in parcel.batches), *left):
+            self._settle(batch, -1, error)
 
     def _settle(self, batch: Batch, base: int, error: StreamliteError | None) -> None:
+        if batch.done:
+            return
         on_delivery = self._producer._on_delivery
         if on_delivery is not None:
             batch.seen = True
