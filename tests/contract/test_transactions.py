@@ -1,3 +1,4 @@
+# ruff: noqa: PT012 - what raises is the end of a block
 """Transactions: messages to any topics and offsets of groups, visible together or never."""
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def test_many_batches_of_one_transaction_keep_their_order(bus: Bus) -> None:
                 tx.send("a", value, key="k")
         put(bus, "a", *numbers(20, 320))
     assert held(bus, "a") == numbers(340)
-    assert list(bus.topic("a").read(partition=0, start=137, stop=139))[0].value == b"137"
+    assert values(bus.topic("a").read(partition=0, start=137, stop=139)) == numbers(2, 137)
 
 
 def test_what_was_sent_before_the_block_comes_first(bus: Bus) -> None:
@@ -324,10 +325,10 @@ def _refuses_everything(tx: Any, consumer: Consumer) -> None:
         lambda: tx.send("a", b"1"),
         lambda: tx.send_many("a", [b"1"]),
         lambda: tx.commit_offsets(consumer),
-        lambda: tx.abort(),
-        lambda: tx.__enter__(),
+        tx.abort,
+        tx.__enter__,
     ):
-        with pytest.raises(errors.TransactionError, match="aborted|committed|not begun"):
+        with pytest.raises(errors.TransactionError, match=r"aborted|committed|not begun"):
             call()
 
 
@@ -463,13 +464,12 @@ def test_transactions_do_not_nest_in_one_thread(bus: Bus, producer: Producer) ->
 
 
 def test_transactions_of_two_producers_nest(bus: Bus, producer: Producer) -> None:
-    with bus.producer() as other:
-        with pytest.raises(Stop), producer.transaction() as outer:
-            outer.send("a", b"never")
-            with other.transaction() as inner:
-                inner.send("a", b"1")
-                inner.send("b", b"1", partition=0)
-            raise Stop
+    with bus.producer() as other, pytest.raises(Stop), producer.transaction() as outer:
+        outer.send("a", b"never")
+        with other.transaction() as inner:
+            inner.send("a", b"1")
+            inner.send("b", b"1", partition=0)
+        raise Stop
     assert held(bus, "a") == held(bus, "b") == [b"1"]
 
 
@@ -758,6 +758,17 @@ def test_offsets_so_far_are_those_of_the_call(bus: Bus, producer: Producer) -> N
             raise Stop
         assert at(bus) == {0: 2}
         assert consumer.position(TopicPartition("in", 0)) == 5
+
+
+def test_to_name_the_consumer_that_was_given_takes_nothing_away(bus: Bus, producer: Producer) -> None:
+    put(bus, "in", *numbers(5), partition=0)
+    with reader(bus) as consumer:
+        with producer.transaction(consumer) as tx:
+            tx.send_many("a", values(take(consumer, 2)))
+            tx.commit_offsets(consumer)
+            tx.send_many("a", values(take(consumer, 3)))
+        assert at(bus) == {0: 5}
+    assert held(bus, "a") == numbers(5)
 
 
 def test_offsets_of_several_consumers_are_committed_together(bus: Bus, producer: Producer) -> None:
@@ -1167,11 +1178,10 @@ def test_a_consumer_by_assign_that_was_refused_goes_on_from_what_is_committed(bu
 @pytest.mark.needs("shared")
 def test_a_replaced_static_member_commits_nothing(open_bus: Callable[..., Bus], producer: Producer, bus: Bus) -> None:
     put(bus, "in", *numbers(4), partition=0)
-    with reader(bus, member="m") as old:
-        with pytest.raises(errors.FencedError), producer.transaction(old) as tx:
-            tx.send_many("a", values(take(old, 4)))
-            with reader(open_bus(), member="m") as new:
-                assert values(drain(new)) == numbers(4)
+    with reader(bus, member="m") as old, pytest.raises(errors.FencedError), producer.transaction(old) as tx:
+        tx.send_many("a", values(take(old, 4)))
+        with reader(open_bus(), member="m") as new:
+            assert values(drain(new)) == numbers(4)
     assert held(bus, "a") == []
 
 
@@ -1190,10 +1200,10 @@ def test_a_lock_that_stays_taken_leaves_nothing_half_done(open_bus: Callable[...
             tx.send("a", b"0")
             tx.send("b", b"0")
         for name in ("topics/b/0/lock", "topics/__transactions/0/lock", "groups/g/lock"):
-            with pytest.raises(errors.LockTimeoutError), _holding(location / name):
-                with producer.transaction(consumer) as tx:
-                    sent = [tx.send("a", message.value) for message in take(consumer, 2)]
-                    tx.send("b", b"never")
+            lock = Holding(location / name)
+            with pytest.raises(errors.LockTimeoutError), lock, producer.transaction(consumer) as tx:
+                sent = [tx.send("a", message.value) for message in take(consumer, 2)]
+                tx.send("b", b"never")
             assert all(isinstance(delivery.exception(), errors.LockTimeoutError) for delivery in sent)
             assert held(bus, "a") == held(bus, "b") == [b"0"]
             assert at(bus) == {}
@@ -1208,7 +1218,7 @@ def test_a_lock_that_stays_taken_leaves_nothing_half_done(open_bus: Callable[...
         assert (held(bus, "a"), held(bus, "b"), at(bus)) == ([b"0", *numbers(2)], [b"0", b"1"], {0: 2})
 
 
-class _holding:
+class Holding:
     """Be another process that holds this lock."""
 
     def __init__(self, path: Any) -> None:
@@ -1217,7 +1227,7 @@ class _holding:
     def __enter__(self) -> None:
         import fcntl
 
-        self._file = open(self._path, "r+b")  # noqa: SIM115 - closed by __exit__
+        self._file = open(self._path, "r+b")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *exc: object) -> None:

@@ -351,11 +351,11 @@ class States:
         self.keep(call, clone(self.inner))
 
     def _before_write(self, path: str, data: bytes, position: int) -> None:
-        """In the middle of the write."""
-        for size in {len(data) // 2, len(data) - 1}:
+        """In the middle of the write, and when it is done and no word says so yet."""
+        for size in {len(data) // 2, len(data) - 1, len(data)}:
             torn = clone(self.inner)
             torn.open(path).write([data[:size]], position)
-            self.keep(Call("half of a write", path), torn)
+            self.keep(Call(f"the first {size} bytes of a write", path), torn)
 
     def keep(self, call: Call, files: MemoryFiles) -> None:
         """Note down a state, unless it was there already."""
