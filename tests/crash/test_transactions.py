@@ -73,8 +73,7 @@ def _send(tx: Any, consumer: Consumer, number: int) -> list[Delivery]:
 
 def _transact(producer: Producer, consumer: Consumer, number: int) -> list[Delivery]:
     with producer.transaction(consumer) as tx:
-        sent = _send(tx, consumer, number)
-    return sent
+        return _send(tx, consumer, number)
 
 
 def _seen(bus: Bus) -> dict[TopicPartition, int]:
@@ -485,7 +484,7 @@ def test_what_is_raised_at_any_line_of_a_commit_tears_nothing() -> None:
             if frame.f_code.co_filename not in watched:
                 return None
             if event == "line" and next(count) == at:
-                sys.settrace(tracer)
+                sys.settrace(None)
                 raise Interrupted(f"line {frame.f_lineno} of {frame.f_code.co_name}")
             return trace
 
