@@ -31,7 +31,7 @@ from typing import Any
 import msgspec
 
 import streamlite
-from streamlite import FencedError, LockTimeoutError, TopicPartition, TransactionError
+from streamlite import FencedError, LockTimeoutError, TopicPartition
 
 TREE = Path(__file__).parents[2]
 OUTPUTS = ("out-a", "out-b")

@@ -3,7 +3,7 @@
 STREAMLITE_KILLS=200 makes it the full run: 20,000 messages; so does `python -m tests.integration.exactly_once`.
 """
 
-# ruff: noqa: PT012 - what raises is the end of a block
+
 
 from __future__ import annotations
 
