@@ -3,8 +3,6 @@
 STREAMLITE_KILLS=200 makes it the full run: 20,000 messages; so does `python -m tests.integration.exactly_once`.
 """
 
-
-
 from __future__ import annotations
 
 import os
