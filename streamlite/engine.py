@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
-from streamlite.counters import FAILED, FLAGS, RECOVER, Counters, SlotState
+from streamlite.counters import FAILED, FLAGS, NUMBERED, RECOVER, Counters, SlotState
 from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child, random_number
 from streamlite.files.memory import MemoryFiles
@@ -44,7 +44,9 @@ from streamlite.marks import (
     write_clean,
     write_epoch,
 )
+from streamlite.meta import Meta
 from streamlite.offsets import Offsets
+from streamlite.partition import Partition
 from streamlite.registry import Registry, TopicState
 from streamlite.syncer import Syncer
 from streamlite.ticker import Ticker
@@ -69,6 +71,8 @@ class Engine:
         self._open_lock = open_lock
         self.offsets = Offsets(ctx, self.registry)
         self.ledger = ctx.ledger = Ledger(ctx, self.registry)
+        self.meta = Meta(ctx, self.registry)
+        ctx.preserve = self._preserve
         self.maintenance = Maintenance(ctx, self.registry, self.ledger)
         self.ticker = Ticker(ctx.clock)
         self.groups: dict[str, object] = {}
@@ -204,6 +208,12 @@ class Engine:
     def settings_changed(self, state: TopicState) -> None:
         """A topic was opened, created or altered here."""
         self.maintenance.needed_for(state)
+
+    def _preserve(self, partition: Partition, upto: int) -> None:
+        if partition.slot.get(NUMBERED):
+            from streamlite.numbering import preserve  # loaded where a producer has a name
+
+            preserve(self.meta, partition, upto)
 
     def adopt(self, handle: Any) -> None:
         """Have `handle.close()` called before the log is closed."""

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from streamlite.commit import Commit
+from streamlite.consumer import Consumer
 from streamlite.delivery import BulkDelivery, Delivery, Outcome
 from streamlite.errors import ConfigError, FencedError, StreamliteError, TransactionError, not_picklable
 from streamlite.files import File
@@ -90,7 +91,9 @@ class Transaction:
     def __init__(self, producer: Producer, consumer: Any) -> None:
         self._producer = producer
         self._engine = producer._engine
-        self._assignment = None if consumer is None else self._assignment_of(consumer)
+        self._assignment: Assignment | None = None
+        if consumer is not None:
+            self.take(consumer)
         self._state = _NEW
         self._owner: object = None
         # Guards what is staged; sends may come from helpers of the thread that owns the block.
@@ -113,11 +116,13 @@ class Transaction:
         raise not_picklable("transaction")
 
     def _assignment_of(self, consumer: Any) -> Assignment:
-        from streamlite.consumer import Consumer
-
         if not isinstance(consumer, Consumer):
             raise ConfigError(f"a transaction takes a Consumer; found {type(consumer).__name__}")
         return consumer._for_transaction(self._engine)
+
+    def take(self, consumer: Any) -> None:
+        """Commit what this consumer was handed out by the end, too."""
+        self._assignment = self._assignment_of(consumer)
 
     # -- the block ----------------------------------------------------------------------------------------------------
 
@@ -129,6 +134,10 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.leave(error)
+
+    def leave(self, error: BaseException | None) -> None:
+        """The block is over: commit, or, where it raised, abort."""
         if self._state is not _OPEN:
             return
         if error is None:
@@ -165,10 +174,18 @@ class Transaction:
         self._check()
         producer = self._producer
         lane, number, item, size = producer._message(topic, value, key, partition, timestamp, headers, sequence)
+        if producer._numbers is not None:
+            known = producer._known(lane, number, item[1], sequence)
+            if known is not None:
+                return known
         with self._staging:
             part = self._part(lane, number, item[1])
-            self._charge(size + MESSAGE_OVERHEAD, part.partition)
+            self._charge(size + MESSAGE_OVERHEAD)
             batch = self._batch(part)
+            if sequence is not None:
+                assert producer._numbers is not None
+                with self.mutex:
+                    producer._numbers.staged(batch, sequence, Delivery(batch, item))
             now = producer._now()
             if now >= batch.tick:
                 batch.step(now)
@@ -197,10 +214,11 @@ class Transaction:
         told = producer._on_delivery is not None
         pieces = []
         with self._staging:
-            self._charge(columns.total_bytes, None)
+            self._charge(columns.total_bytes)
             for start, stop, _ in columns.cuts(producer._batch_bytes):
                 now_ms = int(producer._now() * 1000)
                 piece, batches = columns.piece(self, lane, start, stop, now_ms, told=told)
+                producer._count(lane, batches, keyed=keys is not None or partition is not None)
                 for batch in batches:
                     self._seal(batch.part)  # what was sent to it before comes first
                     self._put(batch)
@@ -230,7 +248,7 @@ class Transaction:
             self._sizes[part] = 0
         return batch
 
-    def _charge(self, size: int, partition: Partition | None) -> None:
+    def _charge(self, size: int) -> None:
         """Count what is about to be staged; `TransactionError` where it is too much, with nothing of it taken."""
         if self._bytes + size > TRANSACTION_BYTES_MAX:
             raise TransactionError(
@@ -291,7 +309,8 @@ class Transaction:
             groups = self._group_offsets()
             if self._parcels or groups:
                 self._producer.push()
-                commit = Commit(self._engine, self._parcels, groups)
+                numbers = self._producer._numbers
+                commit = Commit(self._engine, self._parcels, groups, None if numbers is None else numbers.name)
                 commit.run()
         except BaseException as error:
             if commit is not None and commit.committed:
