@@ -49,9 +49,9 @@ METHODS = {
     "Producer": "send send_many flush close __enter__ __exit__",
     "Delivery": "result done exception add_done_callback __await__",
     "Consumer": """
-        messages poll poll_columns subscribe unsubscribe assign assignment wait_assigned position epoch seek
-        seek_to_beginning seek_to_end offsets_for_times commit committed lag beginning_offsets end_offsets pause resume
-        paused wakeup close __iter__ __enter__ __exit__
+        messages poll poll_columns subscribe unsubscribe assign assignment wait_assigned position epoch
+        incarnation seek seek_to_beginning seek_to_end offsets_for_times commit committed lag beginning_offsets
+        end_offsets pause resume paused wakeup close __iter__ __enter__ __exit__
     """,
 }
 """The rows of the API that this release has."""
