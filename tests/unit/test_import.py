@@ -31,7 +31,9 @@ FORBIDDEN = frozenset(
 )
 """Nothing here is needed to open a bus; each of them costs more than all of streamlite."""
 
-LATE = frozenset({"streamlite.aio", "streamlite.cli", "streamlite.testing", "streamlite.streams", "streamlite.kafka"})
+LATE = frozenset(
+    f"streamlite.{name}" for name in ("aio", "cli", "dbapi", "gateway", "kafka", "streams", "testing", "web")
+)
 """Faces, and the classes for asyncio, which load on first use."""
 
 STANDARD_MODULES_MAX = 25
