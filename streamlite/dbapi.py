@@ -262,7 +262,8 @@ class OffsetStore:
 
         Of each partition the offset after its last message is stored, with its epoch and incarnation. A dict of
         `TopicPartition` to offset is stored as it is: the next offset to read, also one that goes back. Only partitions
-        that `restore` has seen.
+        that `restore` has seen. Messages that were handed out and whose work failed are skipped by a later `save`,
+        unless `restore` was called before the next poll: `saving` goes back by itself.
 
         Raises `FencedError` where the stored offset is not what `restore` found or `save` wrote last, since another
         consumer saved, or a transaction of this one was rolled back; and for a message that was saved before, or comes
