@@ -33,7 +33,7 @@ LAYERS = {
         subscription transaction
     """,
     "L4 façade": "bus topic __init__",
-    "L5 faces": "cli testing streams kafka gateway web",
+    "L5 faces": "cli dbapi testing streams kafka gateway web",
 }
 """Lowest first. `__init__` is the package itself: only a face may say `import streamlite`."""
 
