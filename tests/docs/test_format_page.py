@@ -108,7 +108,11 @@ def test_numbers_are_the_codes() -> None:
     text = section("The header")
     assert numbers(text, "encoding") == {"N": fmt.ENCODING_NATIVE, "K": fmt.ENCODING_KAFKA}
     assert numbers(text, "compression") == {name: codec.id for name, codec in CODECS.items()}
-    assert numbers(text, "flags") == {"transaction": fmt.FLAG_TRANSACTION, "compacted": fmt.FLAG_COMPACTED}
+    assert numbers(text, "flags") == {
+        "transaction": fmt.FLAG_TRANSACTION,
+        "compacted": fmt.FLAG_COMPACTED,
+        "sequences": fmt.FLAG_SEQUENCES,
+    }
 
 
 def test_limits_are_the_codes() -> None:
@@ -175,7 +179,7 @@ def test_directory_holds_what_the_page_lists_and_nothing_else(tmp_path: Path) ->
     seen = set[str]()
     with streamlite.open(root) as bus:
         topic = bus.topic("orders", cleanup="compact", segment_bytes=1)
-        with bus.producer() as producer:
+        with bus.producer(name="writer") as producer:
             for _ in range(3):
                 producer.send(topic, bytes(70_000), key="alice").result(10)
         with bus.consumer("orders", group="billing") as consumer:
