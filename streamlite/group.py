@@ -379,7 +379,7 @@ class Membership:
         """What the group committed of these; nothing newer is on its way."""
         offsets = self._engine.offsets
         with self._locked():
-            return [offsets.get(self.group, one.tp, one.topic.incarnation) for one in partitions]
+            return [offsets.get(self.group, one.tp, one.topic.incarnation, surely=True) for one in partitions]
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
         """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""

@@ -19,6 +19,7 @@ import msgspec
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
+from streamlite.counters import FLAGS
 from streamlite.message import TopicPartition
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
@@ -63,14 +64,16 @@ class Offsets:
         state = self._registry.find(OFFSETS)
         return None if state is None else state.partitions[0]
 
-    def _read_on(self) -> None:
-        """Take up what was committed since; under the mutex."""
+    def _read_on(self, *, surely: bool = False) -> None:
+        """Take up what was committed since; under the mutex. `surely`: wait for what a dead committer left."""
         partition = self._log()
         if partition is None:
             return
         if self._cursor is None or self._cursor.partition is not partition:
             self._groups.clear()
             self._cursor = Cursor(partition, partition.start())
+        if surely and partition.slot.get(FLAGS):
+            partition.settle_now()
         for batch in self._cursor.batches(partition.settled_end()):
             for key, value in zip(batch.keys, batch.values, strict=True):
                 if key is not None:
@@ -83,10 +86,14 @@ class Offsets:
         else:
             self._groups.setdefault(group, {})[tuple(place)] = _decode_value(value)  # type: ignore[index]
 
-    def get(self, group: str, tp: TopicPartition, incarnation: int) -> Position | None:
-        """What the group committed of a partition; `None` where nothing, or for another incarnation of the topic."""
+    def get(self, group: str, tp: TopicPartition, incarnation: int, *, surely: bool = False) -> Position | None:
+        """What the group committed of a partition; `None` where nothing, or for another incarnation of the topic.
+
+        `surely`, for a new owner: also where a transaction's committer died and somebody else has the log's lock;
+        `LockTimeoutError` where he keeps it.
+        """
         with self._mutex:
-            self._read_on()
+            self._read_on(surely=surely)
             found = self._groups.get(group, {}).get((tp.topic, incarnation, tp.partition))
         return None if found is None else Position(incarnation, *found)
 
