@@ -163,7 +163,8 @@ def test_segment_names_are_the_codes() -> None:
 def listed() -> list[re.Pattern[str]]:
     """The paths that the page lists, as patterns."""
     listing = section("The directory").split("```text\n", 1)[1].split("```", 1)[0]
-    names = {"NAME": r"[\w.-]+", "N": r"\d+", "STEM": r"\d{20}(-\d{20}\.\d+)?", "ID": r"[\w-]+", "TIME": r"\d+T[\d.]+", "PATH": ".+"}
+    names = {"NAME": r"[\w.-]+", "N": r"\d+", "STEM": r"\d{20}(-\d{20}\.\d+)?", "ID": r"[\w-]+"}
+    names |= {"TIME": r"\d+T[\d.]+", "PATH": ".+"}
     paths = [line.split()[0] for line in listing.splitlines()]
     assert len(paths) == len(set(paths))
     return [re.compile(re.sub(r"[A-Z]+", lambda found: names[found[0]], re.escape(path))) for path in paths]
