@@ -51,7 +51,7 @@ SYSTEM = frozenset(
 )
 """What reaches the operating system: only `files` and the command may import it."""
 
-HARMLESS = frozenset({"PathLike", "fspath"})
+HARMLESS = frozenset({"PathLike", "fspath", "strerror"})
 """What `os` has that asks the operating system nothing: with these alone, `import os` is allowed anywhere."""
 
 DOORS = frozenset({"files", "cli"})
