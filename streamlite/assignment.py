@@ -252,13 +252,17 @@ class Assignment:
         self._raise_failed()
 
     def _join_again(self) -> None:
-        """After a refused commit: every partition goes on from its committed offset."""
+        """After a refused commit: every partition goes on from its committed offset.
+
+        Those that the rebalance brings have that already, or what `on_assign` sought.
+        """
         self._rejoin = False
+        held = list(self.fetcher)
         self.rebalance()
         self._broken.clear()
         self.handout.take_back()
         self.handout.polled.clear()
-        tracks = list(self.fetcher)
+        tracks = [track for track in held if self.fetcher.tracks.get(track.tp) is track]
         for track, found in zip(tracks, self._committed([track.partition for track in tracks]), strict=True):
             self.fetcher.drop(track.tp)
             self._add(track.partition, (track.key, track.value), found).ownership = track.ownership

@@ -1,14 +1,15 @@
 """A batch of messages as columns: lists in, bytes out, and back.
 
-A payload is one msgpack array of columns `[keys, values, timestamps, headers, offsets, horizon]`, trailing absent ones
-left out. A column that says nothing is nil, one that says the same of every message has a single element, so that a
-million keyless messages cost no key bytes. Columns and not rows, because msgspec encodes and decodes a list of bytes in
-a third of the time of a list of structs, and because a reader of keys need not look at values.
+A payload is one msgpack array of columns `[keys, values, timestamps, headers, offsets, horizon, sequences]`, trailing
+absent ones left out. A column that says nothing is nil, one that says the same of every message has a single element,
+so that a million keyless messages cost no key bytes. Columns and not rows, because msgspec encodes and decodes a list
+of bytes in a third of the time of a list of structs, and because a reader of keys need not look at values.
 
 * timestamps: nil (all are the header's base timestamp), a list of differences from it, or a map from an index to
   the difference that holds from there on: what a clock gives to a burst is a handful of steps.
 * offsets: only in compacted batches, differences from the base offset, rising.
 * horizon: only in compacted batches that hold tombstones: the time in ms after which they may go.
+* sequences: only where a named producer left some out, differences from the header's base sequence, rising.
 
 Pure: no file, clock or lock. Whatever bytes come in, `decode` gives columns of equal length or `BadBatch`.
 """
@@ -23,7 +24,15 @@ from typing import Annotated, Any
 import msgspec
 
 from streamlite.compression import codec_by_id
-from streamlite.format import BATCH_COUNT_MAX, ENCODING_NATIVE, FLAG_COMPACTED, FLAGS_KNOWN, BadBatch, BatchHeader
+from streamlite.format import (
+    BATCH_COUNT_MAX,
+    ENCODING_NATIVE,
+    FLAG_COMPACTED,
+    FLAG_SEQUENCES,
+    FLAGS_KNOWN,
+    BadBatch,
+    BatchHeader,
+)
 from streamlite.message import Columns, Header, Message
 
 __all__ = ["Batch", "decode", "encode_payload", "timestamp_steps"]
@@ -45,6 +54,7 @@ class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
     headers: Annotated[list[tuple[Header, ...] | None], _bounded] | None = None
     offsets: Annotated[list[_Difference], _bounded] | None = None
     horizon: int | None = None
+    sequences: Annotated[list[_Difference], _bounded] | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -58,10 +68,11 @@ def encode_payload(
     headers: Sequence[Any] | None = None,
     offsets: list[int] | None = None,
     horizon: int | None = None,
+    sequences: list[int] | None = None,
 ) -> bytes:
-    """The payload of these columns, `timestamps` and `offsets` as differences from the header's base."""
+    """The payload of these columns; `timestamps`, `offsets` and `sequences` as differences from the header's base."""
     headers = _squeeze(headers) if headers and any(headers) else None
-    columns: list[Any] = [_squeeze(keys), _squeeze(values), timestamps, headers, offsets, horizon]
+    columns: list[Any] = [_squeeze(keys), _squeeze(values), timestamps, headers, offsets, horizon, sequences]
     while columns and columns[-1] is None:
         columns.pop()
     return _encode(columns)
@@ -91,10 +102,11 @@ def timestamp_steps(timestamps: Sequence[int]) -> tuple[int, int, Timestamps]:
 class Batch:
     """A decoded batch: its header, and columns of `header.count` elements each.
 
-    `offsets` and `timestamps` are absolute; `headers` is `None` when no message has any.
+    `offsets` and `timestamps` are absolute; `headers` is `None` when no message has any, `sequences` (absolute too)
+    where they count up from the header's or there are none.
     """
 
-    __slots__ = ("header", "headers", "horizon", "keys", "offsets", "timestamps", "values")
+    __slots__ = ("header", "headers", "horizon", "keys", "offsets", "sequences", "timestamps", "values")
 
     def __init__(
         self,
@@ -105,6 +117,7 @@ class Batch:
         values: Sequence[bytes | None],
         headers: Sequence[Headers] | None,
         horizon: int | None,
+        sequences: list[int] | None = None,
     ) -> None:
         self.header = header
         self.offsets = offsets
@@ -113,6 +126,7 @@ class Batch:
         self.values = values
         self.headers = headers
         self.horizon = horizon
+        self.sequences = sequences
 
     def messages(self, topic: str, partition: int, start: int = 0, stop: int | None = None) -> list[Message]:
         """Messages `start` to `stop` of it, keys and values as bytes: one `map` over the columns, no Python loop."""
@@ -165,6 +179,7 @@ def _expand(header: BatchHeader, columns: _Payload) -> Batch:
         _fill(columns.values, count, "values"),
         None if headers is None else [pairs or () for pairs in _fill(headers, count, "headers")],
         columns.horizon,
+        _sequences(header, columns.sequences),
     )
 
 
@@ -196,6 +211,16 @@ def _timestamps(header: BatchHeader, column: Timestamps) -> list[int]:
     for start, end in zip(starts, [*starts[1:], count], strict=True):
         filled += [base + column[start]] * (end - start)
     return filled
+
+
+def _sequences(header: BatchHeader, column: list[int] | None) -> list[int] | None:
+    if bool(header.flags & FLAG_SEQUENCES) != (column is not None):
+        raise BadBatch("a batch with sequences where none are announced, or without them where they are")
+    if column is None:
+        return None
+    if len(column) != header.count or not column or column[0] != 0 or not all(map(int.__lt__, column, column[1:])):
+        raise BadBatch("sequences that do not rise within their batch")
+    return [header.base_sequence + difference for difference in column]
 
 
 def _offsets(header: BatchHeader, column: list[int] | None) -> list[int]:

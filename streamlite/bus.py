@@ -190,8 +190,6 @@ class Bus:
 
         checked = producer_options(options)
         self._engine.ctx.check_writable()
-        if checked.name is not None:
-            raise UnsupportedError("named producers are not in this release of streamlite; leave name out")
         producer = Producer(self._engine, checked)
         self._engine.adopt(producer)
         return producer
@@ -215,8 +213,6 @@ class Bus:
 
         checked = producer_options(options)
         self._engine.ctx.check_writable()
-        if checked.name is not None:
-            raise UnsupportedError("named producers are not in this release of streamlite; leave name out")
         return AsyncProducer(self._engine, checked)
 
     def async_consumer(self, *topics: Any, group: str | None = None, **options: Any) -> AsyncConsumer:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from streamlite.counters import ACTIVE, FLAGS, INDEXED, MAX_TIME, POSITION, START, TRANSACTION, WRITING, from_word
 from streamlite.engine import Engine
@@ -33,6 +33,9 @@ from streamlite.ledger import Part
 from streamlite.locks import Guard, HoldAll
 from streamlite.partition import Outgoing, Partition
 from streamlite.segment import NEVER_MS
+
+if TYPE_CHECKING:
+    from streamlite.numbering import Name
 
 __all__ = ["Commit", "Staged"]
 
@@ -124,10 +127,18 @@ class _Tail:
 class Commit:
     """One transaction, about to be committed. `run` does it; what became of it is there afterwards, raise or not."""
 
-    def __init__(self, engine: Engine, staged: Mapping[Partition, Staged], groups: Sequence[GroupOffsets]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        staged: Mapping[Partition, Staged],
+        groups: Sequence[GroupOffsets],
+        name: Name | None = None,
+    ) -> None:
         self._engine = engine
         self._ctx = engine.ctx
         self._staged = dict(staged)
+        self._name = name
+        self._numbered = set(staged) if name is not None else set()
         self._groups = groups
         self.committed: bool | None = False
         """`None`: the disk did not say, whoever next gets the locks finds out."""
@@ -146,6 +157,9 @@ class Commit:
             offsets = engine.offsets.log()
             batch = [engine.offsets.outgoing(one.membership.group, one.positions) for one in self._groups]
             self._staged[offsets] = _Offsets(batch)
+        if self._name is not None:
+            for partition in self._numbered:
+                self._name.look(partition)  # before the locks: it may take that of __meta
         partitions = sorted(self._staged, key=lambda one: (one.topic.name, one.number))
         groups = {one.membership.group: one.membership.guard for one in self._groups}
         guards: list[Guard] = [groups[name] for name in sorted(groups)]
@@ -159,10 +173,15 @@ class Commit:
                 for one in self._groups:
                     one.membership.require_owned(one.positions, one.ownerships)
                 try:
+                    if self._name is not None:
+                        self._name.require_current()
                     self._commit(partitions, records)
                 finally:
                     for member in members:
                         member.is_freeing()
+                    if self._name is not None:
+                        for partition in self._numbered:
+                            self._name.doubt(partition)
         finally:
             for member in members:
                 member.end_waiting()
@@ -186,7 +205,7 @@ class Commit:
         tails = [_Tail(partition, transaction) for partition in partitions]
         try:
             for tail in tails:
-                tail.write(self._staged[tail.partition])
+                tail.write(self._batches(tail.partition))
             if self._ctx.sync != "never":
                 for tail in tails:
                     tail.partition.sync_written()
@@ -204,6 +223,12 @@ class Commit:
             # Whatever it was, and wherever: what a death at this point would have come to is what becomes of it.
             self._settle(tails, records, transaction)
             raise
+
+    def _batches(self, partition: Partition) -> Iterable[Outgoing]:
+        staged = self._staged[partition]
+        if self._name is None or partition not in self._numbered:
+            return staged
+        return self._name.numbered(partition, staged)
 
     def _settle(self, tails: Sequence[_Tail], records: Partition, transaction: int) -> None:
         self.committed = None

@@ -60,6 +60,8 @@ def compact(partition: Partition, now_ms: int, *, force: bool) -> None:
     partition.sync(sealed_only=True)
     sources = _ends(sealed, active)
     last, covered = _last_offsets(sources)
+    with partition.locked():
+        partition.ctx.preserve(partition, sources[covered - 1][1])
     for group in _groups(sources[:covered], partition.topic.settings.segment_bytes):
         _Rewrite(partition, group, last, now_ms).run()
 

@@ -400,6 +400,15 @@ class Consumer:
             self._assignment.track(tp)
             return self._ctx.epoch
 
+    def incarnation(self, tp: TopicPartition) -> int:
+        """Which of the topics that had this name is read: a positive 63-bit int, never given to another topic.
+
+        Who keeps offsets in a store of his own keeps it too: an offset of an earlier incarnation means nothing here.
+        """
+        with self._busy:
+            self._check()
+            return self._assignment.track(tp).partition.topic.incarnation
+
     def seek(self, tp: TopicPartition, offset: int, epoch: int | None = None) -> None:
         """Hand out `offset` next; with the `epoch` it was noted in, capped where a stop of the machine cut the log."""
         with self._busy:

@@ -54,6 +54,10 @@ def _nothing() -> None:
     return
 
 
+def _keep_nothing(partition: Partition, upto: int) -> None:
+    return
+
+
 class Context:
     """One open bus, as seen by its parts. `sync`: "always", "interval" or "never"."""
 
@@ -79,6 +83,8 @@ class Context:
         """This bus's producers."""
         self.ledger: Ledger
         """Set by the engine before any partition is used."""
+        self.preserve: Callable[[Partition, int], object] = _keep_nothing
+        """Called under a partition's lock before what lies below an offset goes: see `streamlite.numbering`."""
         self.follow: Callable[[Any], Any] = lambda partition: None
         """Of a bus that only reads: bring a partition's words up to date."""
         self.on_dirty: Callable[[], Any] = _nothing

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
-from streamlite.counters import FAILED, FLAGS, RECOVER, Counters, SlotState
+from streamlite.counters import FAILED, FLAGS, NUMBERED, RECOVER, Counters, SlotState
 from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child, random_number
 from streamlite.files.memory import MemoryFiles
@@ -44,7 +44,9 @@ from streamlite.marks import (
     write_clean,
     write_epoch,
 )
+from streamlite.meta import Meta
 from streamlite.offsets import Offsets
+from streamlite.partition import Partition
 from streamlite.registry import Registry, TopicState
 from streamlite.syncer import Syncer
 from streamlite.ticker import Ticker
@@ -69,6 +71,8 @@ class Engine:
         self._open_lock = open_lock
         self.offsets = Offsets(ctx, self.registry)
         self.ledger = ctx.ledger = Ledger(ctx, self.registry)
+        self.meta = Meta(ctx, self.registry)
+        ctx.preserve = self._preserve
         self.maintenance = Maintenance(ctx, self.registry, self.ledger)
         self.ticker = Ticker(ctx.clock)
         self.groups: dict[str, object] = {}
@@ -82,10 +86,17 @@ class Engine:
 
     @classmethod
     def open(
-        cls, location: str, *, sync: str, sync_interval_s: float, read_only: bool, lock_timeout: float, clock: Clock
+        cls,
+        location: str | Files,
+        *,
+        sync: str,
+        sync_interval_s: float,
+        read_only: bool,
+        lock_timeout: float,
+        clock: Clock,
     ) -> Engine:
-        """Open the bus at `location`, a directory or ":memory:"."""
-        files = _files(location, read_only)
+        """Open the bus at `location`: a directory, ":memory:", or a seam that behaves like a directory."""
+        files = _files(location, read_only) if isinstance(location, str) else location
         if read_only:
             return cls._open_read_only(files, clock, lock_timeout)
         identity = read_identity(files)  # before a lock file is created in a directory that is no bus
@@ -205,6 +216,12 @@ class Engine:
         """A topic was opened, created or altered here."""
         self.maintenance.needed_for(state)
 
+    def _preserve(self, partition: Partition, upto: int) -> None:
+        if partition.slot.get(NUMBERED):
+            from streamlite.numbering import preserve  # loaded where a producer has a name
+
+            preserve(self.meta, partition, upto)
+
     def adopt(self, handle: Any) -> None:
         """Have `handle.close()` called before the log is closed."""
         self.opened[handle] = None
@@ -212,6 +229,18 @@ class Engine:
     def forget(self, handle: Any) -> None:
         """It is closed."""
         self.opened.pop(handle, None)
+
+    def abandon(self) -> None:
+        """Let go of it without a word to the disk: for tests in which a process dies. Its threads have ended then."""
+        self._closing = self.ctx.closed = True
+        _engines.discard(self)
+        workers = [self.maintenance.worker, self.ticker.worker]
+        workers += [handle._worker for handle in self.opened if hasattr(handle, "_worker")]
+        if self.syncer is not None:
+            workers.append(self.syncer.worker)
+        for worker in workers:
+            worker.stop()
+        self.opened.clear()
 
     def _stop(self) -> None:
         self.maintenance.worker.stop()

@@ -30,7 +30,9 @@ FLAG_TRANSACTION: Final = 1
 """Part of a transaction; visible only when its commit record is."""
 FLAG_COMPACTED: Final = 2
 """Rewritten by compaction: carries its offsets as a column, which has gaps."""
-FLAGS_KNOWN: Final = FLAG_TRANSACTION | FLAG_COMPACTED
+FLAG_SEQUENCES: Final = 4
+"""Of a named producer that left sequences out: they are a column of the payload."""
+FLAGS_KNOWN: Final = FLAG_TRANSACTION | FLAG_COMPACTED | FLAG_SEQUENCES
 
 NO_PRODUCER: Final = 0
 NO_SEQUENCE: Final = -1

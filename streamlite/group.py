@@ -381,15 +381,14 @@ class Membership:
         """What the group committed of these; nothing newer is on its way."""
         offsets = self._engine.offsets
         with self._locked():
-            offsets.settle()
-            return [offsets.get(self.group, one.tp, one.topic.incarnation) for one in partitions]
+            return [offsets.get(self.group, one.tp, one.topic.incarnation, surely=True) for one in partitions]
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
         """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""
         offsets, ctx = self._engine.offsets, self._engine.ctx
         with self._locked():
-            offsets.settle()
-            topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self.group)}
+            known = offsets.of_group(self.group, surely=True)
+            topics = {(topic, incarnation) for topic, incarnation, _ in known}
             new = [one for one in partitions if (one.topic.name, one.topic.incarnation) not in topics]
             if new:
                 positions = {one.tp: Position(one.topic.incarnation, start(one), ctx.epoch) for one in new}

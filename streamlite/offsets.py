@@ -19,7 +19,7 @@ import msgspec
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
-from streamlite.counters import FLAGS, WRITING
+from streamlite.counters import FLAGS
 from streamlite.message import TopicPartition
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
@@ -64,14 +64,16 @@ class Offsets:
         state = self._registry.find(OFFSETS)
         return None if state is None else state.partitions[0]
 
-    def _read_on(self) -> None:
-        """Take up what was committed since; under the mutex."""
+    def _read_on(self, *, surely: bool = False) -> None:
+        """Take up what was committed since; under the mutex. `surely`: wait for what a dead committer left."""
         partition = self._log()
         if partition is None:
             return
         if self._cursor is None or self._cursor.partition is not partition:
             self._groups.clear()
             self._cursor = Cursor(partition, partition.start())
+        if surely and partition.slot.get(FLAGS):
+            partition.settle_now()
         for batch in self._cursor.batches(partition.settled_end()):
             for key, value in zip(batch.keys, batch.values, strict=True):
                 if key is not None:
@@ -84,26 +86,21 @@ class Offsets:
         else:
             self._groups.setdefault(group, {})[tuple(place)] = _decode_value(value)  # type: ignore[index]
 
-    def settle(self) -> None:
-        """Have what dead writers left published or cut: `LockTimeoutError` rather than an older answer.
+    def get(self, group: str, tp: TopicPartition, incarnation: int, *, surely: bool = False) -> Position | None:
+        """What the group committed of a partition; `None` where nothing, or for another incarnation of the topic.
 
-        For who goes on from what is committed. Others ask without: someone stopped in an append delays them less.
+        `surely`, for a new owner: also where a transaction's committer died and somebody else has the log's lock;
+        `LockTimeoutError` where he keeps it.
         """
-        partition = self._log()
-        if partition is not None and partition.slot.get(FLAGS) & WRITING:
-            partition.settle_now()
-
-    def get(self, group: str, tp: TopicPartition, incarnation: int) -> Position | None:
-        """What the group committed of a partition; `None` where nothing, or for another incarnation of the topic."""
         with self._mutex:
-            self._read_on()
+            self._read_on(surely=surely)
             found = self._groups.get(group, {}).get((tp.topic, incarnation, tp.partition))
         return None if found is None else Position(incarnation, *found)
 
-    def of_group(self, group: str) -> dict[tuple[str, int, int], tuple[int, int]]:
-        """`(topic, incarnation, partition)` to `(offset, epoch)` of everything the group committed."""
+    def of_group(self, group: str, *, surely: bool = False) -> dict[tuple[str, int, int], tuple[int, int]]:
+        """`(topic, incarnation, partition)` to `(offset, epoch)` of everything the group committed; see `get`."""
         with self._mutex:
-            self._read_on()
+            self._read_on(surely=surely)
             return dict(self._groups.get(group, {}))
 
     def groups(self) -> set[str]:

@@ -16,12 +16,13 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 from streamlite.config import ProducerOptions
 from streamlite.context import Context
 from streamlite.errors import BufferFullError, LockTimeoutError, SerdeError, StreamliteError
-from streamlite.partition import Outgoing, Partition
+from streamlite.partition import Numbering, Outgoing, Partition
 from streamlite.staging import MESSAGE_OVERHEAD, Batch
 
 __all__ = ["Outbox"]
@@ -39,6 +40,9 @@ class Outbox:
         self._ctx = ctx
         self._options = options
         self._mutex = mutex
+        self.numbering: Numbering | None = None
+        """Of a producer with a name."""
+        self._tickets = count(1)
         self.room = threading.Condition(mutex)
         """Notified when room in the buffer was given back."""
         self.buffered = 0
@@ -123,6 +127,8 @@ class Outbox:
                 queue = queues[batch.part.partition] = deque()
             self._weigh(batch, outgoing)
             if not queue or queue[-1][0] is not batch:
+                if self.numbering is not None:
+                    outgoing = outgoing._replace(ticket=next(self._tickets))
                 queue.append((batch, outgoing))
             self._sealed.popleft()
         for partition in list(queues):
@@ -144,7 +150,7 @@ class Outbox:
         """Append a partition's batches if its lock is free."""
         error: StreamliteError | None = None
         try:
-            result = partition.try_append([outgoing for _, outgoing in queue])
+            result = partition.try_append([outgoing for _, outgoing in queue], self.numbering)
         except StreamliteError as failure:
             error = failure
         else:

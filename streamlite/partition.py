@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from streamlite.config import TopicSettings
 from streamlite.context import Context
@@ -113,6 +113,10 @@ class Outgoing(NamedTuple):
     producer_epoch: int = 0
     base_sequence: int = NO_SEQUENCE
     transaction_id: int = NO_TRANSACTION
+    sequences: Sequence[int] | None = None
+    """Of each message, where a named producer left some out."""
+    ticket: int = 0
+    """What a named producer knows it by when it comes again."""
 
 
 class Appended(NamedTuple):
@@ -120,6 +124,13 @@ class Appended(NamedTuple):
 
     offsets: list[int]
     error: StreamliteError | None
+
+
+class Numbering(Protocol):
+    """A named producer; see `streamlite.numbering`."""
+
+    def append_locked(self, partition: Partition, batches: Sequence[Outgoing]) -> Appended:
+        """Append under the partition's lock what is not stored yet."""
 
 
 class Partition:
@@ -216,12 +227,12 @@ class Partition:
             result = self.append_locked(batches)
         return self._published(result)
 
-    def try_append(self, batches: Sequence[Outgoing]) -> Appended | None:
-        """As `append`, but `None` where the lock is not free at once."""
+    def try_append(self, batches: Sequence[Outgoing], numbering: Numbering | None = None) -> Appended | None:
+        """As `append`, but `None` where the lock is not free at once. `numbering`: of a named producer."""
         with self.guard.trying() as got:
             if not got:
                 return None
-            result = self.append_locked(batches)
+            result = self.append_locked(batches) if numbering is None else numbering.append_locked(self, batches)
         return self._published(result)
 
     def _published(self, result: Appended) -> Appended:
@@ -449,6 +460,8 @@ class Partition:
         slot = self.slot
         segments = list(self.log.segments(slot.get(CHANGES)).values())
         gone = [one for one, following in pairwise(segments) if following.base <= offset]
+        if gone:
+            self.ctx.preserve(self, segments[len(gone)].base)
         if gone and slot.get(NAMED) != slot.get(CHANGES):
             # What stays must have its name before what goes loses its own: or offsets would begin anew after a stop.
             self.ctx.files.sync_dir(self.directory)

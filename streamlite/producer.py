@@ -30,18 +30,17 @@ from streamlite.errors import (
     ConfigError,
     TimeoutError,
     TransactionError,
-    UnsupportedError,
     not_picklable,
 )
 from streamlite.outbox import Outbox
-from streamlite.outgoing import check_message
-from streamlite.serde import Serde
-from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, ByTopic, Lane, Part
-from streamlite.subscription import topic_state
+from streamlite.outgoing import check_message, check_partition
+from streamlite.routes import Route, Routes
+from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, Lane, Part
 from streamlite.worker import Worker
 
 if TYPE_CHECKING:
     from streamlite.bulk import BulkColumns
+    from streamlite.named import Numbers
     from streamlite.transaction import Transaction
 
 __all__ = ["Producer"]
@@ -59,18 +58,6 @@ _SLOW_S: Final = 0.02
 _SLOW_FOR_S: Final = 1.0
 _HURRIED: Final = 16
 """After somebody waited for a result, so many batches of one message go at once: he will wait for the next as well."""
-_ROUTES_MAX: Final = 1024
-
-
-class _Route:
-    """What a topic argument means: a lane, and how keys and values become bytes (`None`: they are bytes or text)."""
-
-    __slots__ = ("key", "lane", "value")
-
-    def __init__(self, lane: Lane, key: Serde | None, value: Serde | None) -> None:
-        self.lane = lane
-        self.key = key
-        self.value = value
 
 
 class Producer:
@@ -85,12 +72,16 @@ class Producer:
         # Seconds since the epoch: the machine's clock is one call in C, and a send makes one.
         self._now = time.time if isinstance(clock, SystemClock) else lambda: clock.time_ms() / 1000
         self._linger_ms = options.linger_ms
-        self._raw = ByTopic()  # topic arguments of topics without types: the fast path
-        self._routes: dict[Any, _Route] = {}
         self._transactions: dict[object, Transaction] = {}  # by who is in their block
-        self._lanes: dict[int, Lane] = {}  # by incarnation
         self.mutex = threading.RLock()
+        self._numbers: Numbers | None = None
+        named = options.name is not None
+        self._routes = Routes(engine, self._seal, ticks=isinstance(clock, SystemClock), shut=named)
+        self._raw = self._routes.raw  # the fast way
+        self._lanes = self._routes.lanes
         self._outbox = Outbox(self._ctx, options, self.mutex)
+        if named:
+            self._take_name()
         self._begun = 0.0  # when the last batch of any lane began
         self._slow_until = 0.0  # by the machine's clock: until then senders leave draining to the worker
         self._closed = False
@@ -156,7 +147,11 @@ class Producer:
         """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
         self._check_outside()
         lane, partition, item, size = self._message(topic, value, key, partition, timestamp, headers, sequence)
-        return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD)
+        if self._numbers is not None:
+            found = self._known(lane, partition, item[1], sequence)
+            if found is not None:
+                return found
+        return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD, sequence)
 
     def _message(
         self,
@@ -170,14 +165,16 @@ class Producer:
     ) -> tuple[Lane, int | None, tuple[Any, ...], int]:
         """What `send` was given, checked: lane, partition where one is given, the item to stage, its bytes."""
         route = self._route(topic)
-        if sequence is not None:
+        if sequence is not None and self._numbers is None:
             raise ConfigError("sequence needs a named producer: open it with bus.producer(name=...)")
         state, limit = route.lane.state, route.lane.message_bytes_max
         return route.lane, *check_message(
             state, limit, (route.key, route.value), value, key, partition, timestamp, headers
         )
 
-    def _stage(self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int) -> Delivery:
+    def _stage(
+        self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int, sequence: int | None = None
+    ) -> Delivery:
         """Put an item in under the mutex; `size` is what it takes of the buffer."""
         with self.mutex:
             self._check_open()
@@ -193,6 +190,12 @@ class Producer:
             batch = self._open(part, now)
             if len(item) > 2:
                 batch.mixed = True
+            if sequence is not None:
+                assert self._numbers is not None
+                found = self._numbers.check(part.partition, sequence)
+                if found is not None:
+                    return found  # another thread sent the same meanwhile
+                self._numbers.staged(batch, sequence, Delivery(batch, item))
             batch.items.append(item)
             batch.charged += 1
             lane.left -= size
@@ -253,6 +256,7 @@ class Producer:
                 self._wait_for_room(size)
                 now_ms = int(self._now() * 1000)
                 piece, batches = columns.piece(self, lane, start, stop, now_ms, told=on_delivery is not None)
+                self._count(lane, batches, keyed=keys is not None or partition is not None)
                 batches[0].bytes = size
                 self._outbox.put(batches)
             pieces.append(piece)
@@ -280,58 +284,17 @@ class Producer:
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
-    def _route(self, topic: Any) -> _Route:
+    def _route(self, topic: Any) -> Route:
         """What `topic` means, as the bus has it now."""
         self._check_open()
-        try:
-            route = self._routes.get(topic)
-        except TypeError:
-            raise ConfigError(f"a topic is named, or is a Topic; found {type(topic).__name__}") from None
-        if route is None or route.lane.state.seen != self._engine.registry.changes or route.lane.stale:
+        route = self._routes.fresh(topic)
+        if route is None:
             with self.mutex:
-                route = self._new_route(topic)
+                route = self._routes.look_up(topic)
         return route
-
-    def _new_route(self, topic: Any) -> _Route:
-        key = value = None
-        registry = self._engine.registry
-        if isinstance(topic, str):
-            from streamlite.config import check_name
-
-            state = registry.get(check_name(topic, "topic"))
-        else:
-            state, key, value = topic_state(topic, self._engine)
-            registry.current(state)
-        lane = self._lanes.get(state.incarnation)
-        if lane is None:
-            lane = self._lanes[state.incarnation] = Lane(
-                state, len(self._lanes), ticks=isinstance(self._clock, SystemClock)
-            )
-        elif lane.stale:
-            self._refresh(lane)
-        if len(self._routes) >= _ROUTES_MAX:
-            self._routes.clear()
-            self._raw.clear()
-        route = self._routes[topic] = _Route(lane, key, value)
-        if not self._transactions:
-            self._open_way(topic, route)
-        return route
-
-    def _open_way(self, topic: Any, route: _Route) -> None:
-        """Under the mutex: let `send` go the fast way. While a transaction is open, each send must be looked at."""
-        if route.key is None and route.value is None:
-            self._raw[topic] = route.lane.by_key
-
-    def _refresh(self, lane: Lane) -> None:
-        """Under the mutex: take up a topic's new settings; what was known of its keys is forgotten."""
-        self._seal(lane)
-        lane.take_settings()
-        self._raw.clear()
-        self._routes.clear()
 
     def topics_changed(self) -> None:
         """Some topic came, went or changed: look at it before the next message."""
-        self._raw.clear()
         self._routes.clear()
 
     # -- batches ------------------------------------------------------------------------------------------------------
@@ -342,7 +305,7 @@ class Producer:
         if lane.state.seen != registry.changes:
             registry.current(lane.state)
         if lane.stale:
-            self._refresh(lane)
+            self._routes.refresh(lane)
         self._wait_for_room(size)
         if lane.active:
             return  # another thread was quicker while this one waited
@@ -506,10 +469,11 @@ class Producer:
             return
         with self.mutex:
             self._closed = True  # from here on no send gets in: it finds its lane sealed and looks at this
-            self._raw.clear()
             self._routes.clear()
             self._outbox.room.notify_all()
         self._flush(timeout)
+        if self._numbers is not None and not self._finished:
+            self._numbers.name.close()
         self._finished = True
         self._worker.stop()
         self._ctx.senders = tuple(sender for sender in self._ctx.senders if sender is not self)
@@ -567,16 +531,15 @@ class Producer:
             if here in self._transactions:
                 raise TransactionError("a transaction of this producer is open in this thread: leave its block first")
             self._transactions[here] = transaction
-            self._raw.clear()
+            self._routes.shut()
         return here
 
     def _leave(self, owner: object) -> None:
         """The block is over."""
         with self.mutex:
             self._transactions.pop(owner, None)
-            if not self._transactions and not self._closed:
-                for topic, route in self._routes.items():
-                    self._open_way(topic, route)
+            if not self._transactions and not self._closed and self._options.name is None:
+                self._routes.open()
 
     def _check_outside(self) -> None:
         if self._transactions and self._here() in self._transactions:
@@ -585,6 +548,52 @@ class Producer:
                 "producer"
             )
 
+    # -- a name -------------------------------------------------------------------------------------------------------
+
+    def _take_name(self) -> None:
+        from streamlite.named import Numbers  # loaded by who uses it
+        from streamlite.numbering import Name
+
+        assert self._options.name is not None
+        self._numbers = Numbers(Name(self._engine, self._options.name), self)
+        self._outbox.numbering = self._numbers.name
+
+    def _known(self, lane: Lane, partition: int | None, key: bytes | None, sequence: int | None) -> Delivery | None:
+        """Of a named producer: what became of the first message with that sequence; `None` for a new one."""
+        numbers = self._numbers
+        assert numbers is not None
+        numbers.require(lane.state.name, key, partition, sequence)
+        place = self._part(lane, partition, key).partition
+        if sequence is None:
+            with self.mutex:
+                numbers.count(place)
+            return None
+        numbers.load(place)
+        with self.mutex:
+            if numbers.remembers(place, sequence):
+                return numbers.check(place, sequence)
+        self.push()
+        found = numbers.look_back(place, sequence)
+        if found is None:
+            with self.mutex:
+                return numbers.check(place, sequence)
+        return found
+
+    def _count(self, lane: Lane, batches: Sequence[Batch], *, keyed: bool) -> None:
+        """Of a named producer: these have sequences that are counted."""
+        if self._numbers is not None:
+            for batch in batches:
+                self._numbers.require(lane.state.name, None, batch.partition if keyed else None, None)
+                self._numbers.count(batch.part.partition)
+
     def last_sequence(self, topic: Any, partition: int) -> int | None:
-        """Not in this release: no producer has a name."""
-        raise UnsupportedError("named producers are not in this release of streamlite")
+        """Of a named producer: the last sequence stored in a partition, by whomever had the name; `None` for none.
+
+        After a crash, go on with the next. Waits for what was sent before.
+        """
+        if self._numbers is None:
+            raise ConfigError("a producer without a name counts no sequences: open it with bus.producer(name=...)")
+        state = self._route(topic).lane.state
+        number = check_partition(state, partition)
+        self.push()
+        return self._numbers.name.look(state.partitions[number]).last

@@ -45,7 +45,7 @@ _NEVER: Final = float("-inf")
 class Batch(Outcome):
     """An open or sealed batch of one partition; what became of it is asked of its `Outcome` side."""
 
-    __slots__ = ("_outgoing", "charged", "items", "kept", "mixed", "part", "small", "tick")
+    __slots__ = ("_outgoing", "charged", "items", "kept", "mixed", "part", "sequences", "small", "tick")
 
     def __init__(self, sender: Sender, part: Part) -> None:
         super().__init__(sender, part.partition.topic.name, part.partition.number)
@@ -55,6 +55,8 @@ class Batch(Outcome):
         self.kept: list[tuple[Any, ...]] = []
         """The items, where each is to be told of when it is settled."""
         self.mixed = False
+        self.sequences: list[int] = []
+        """Of each item, where a named producer was given them."""
         self.charged = 0
         self.small = part.lane.small
         self.tick = _NEVER
@@ -98,7 +100,7 @@ class Batch(Outcome):
         else:
             base, greatest, steps = timestamp_steps(self.stamps)
         self.ids = list(map(id, self.items[: self.count]))
-        return encode(settings, values, keys, (base, greatest, steps), headers)
+        return encode(settings, values, keys, (base, greatest, steps), headers, self.sequences[: self.count])
 
     def _steps(self) -> tuple[int, int, Timestamps]:
         """`(base, greatest, column)` of the steps; under a race one may lie beyond the last item."""
@@ -280,11 +282,22 @@ def encode(
     keys: Sequence[bytes | None] | None,
     times: tuple[int, int, Timestamps],
     headers: Sequence[Any] | None,
+    sequences: Sequence[int] = (),
 ) -> Outgoing:
-    """One batch for one partition, compressed as the topic has it. `times`: as `timestamp_steps` gives them."""
+    """One batch for one partition, compressed as the topic has it. `times`: as `timestamp_steps` gives them.
+
+    `sequences`: of each message, where a named producer was given them.
+    """
     base, greatest, steps = times
-    content = encode_payload(keys, values, steps, headers)
+    column = None
+    if sequences and sequences[-1] - sequences[0] >= len(values):
+        column = [sequence - sequences[0] for sequence in sequences]  # some were left out
+    content = encode_payload(keys, values, steps, headers, sequences=column)
     if settings.compression == "none":
-        return Outgoing(content, len(values), base, greatest, len(content))
-    chosen = codec(settings.compression)
-    return Outgoing(chosen.compress(content), len(values), base, greatest, len(content), chosen.id)
+        outgoing = Outgoing(content, len(values), base, greatest, len(content))
+    else:
+        chosen = codec(settings.compression)
+        outgoing = Outgoing(chosen.compress(content), len(values), base, greatest, len(content), chosen.id)
+    if not sequences:
+        return outgoing
+    return outgoing._replace(base_sequence=sequences[0], sequences=None if column is None else tuple(sequences))

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from streamlite.commit import Commit
+from streamlite.consumer import Consumer
 from streamlite.delivery import BulkDelivery, Delivery, Outcome
 from streamlite.errors import ConfigError, FencedError, StreamliteError, TransactionError, not_picklable
 from streamlite.files import File
@@ -86,7 +87,9 @@ class Transaction:
     def __init__(self, producer: Producer, consumer: Any) -> None:
         self._producer = producer
         self._engine = producer._engine
-        self._assignment = None if consumer is None else self._assignment_of(consumer)
+        self._assignment: Assignment | None = None
+        if consumer is not None:
+            self.take(consumer)
         self._state = _NEW
         self._owner: object = None
         # Guards what is staged, and the state: a helper of the thread that owns the block may send while it is left.
@@ -112,11 +115,13 @@ class Transaction:
         raise not_picklable("transaction")
 
     def _assignment_of(self, consumer: Any) -> Assignment:
-        from streamlite.consumer import Consumer
-
         if not isinstance(consumer, Consumer):
             raise ConfigError(f"a transaction takes a Consumer; found {type(consumer).__name__}")
         return consumer._for_transaction(self._engine)
+
+    def take(self, consumer: Any) -> None:
+        """Commit what this consumer was handed out by the end, too."""
+        self._assignment = self._assignment_of(consumer)
 
     # -- the block ----------------------------------------------------------------------------------------------------
 
@@ -128,6 +133,10 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.leave(error)
+
+    def leave(self, error: BaseException | None) -> None:
+        """The block is over: commit, or, where it raised, abort."""
         if self._state is not _OPEN:
             return
         if error is None:
@@ -166,11 +175,19 @@ class Transaction:
         self._check()
         producer = self._producer
         lane, number, item, size = producer._message(topic, value, key, partition, timestamp, headers, sequence)
+        if producer._numbers is not None:
+            known = producer._known(lane, number, item[1], sequence)
+            if known is not None:
+                return known
         with self._staging:
             self._check()
             part = self._part(lane, number, item[1])
             self._charge(size + MESSAGE_OVERHEAD, {part.partition})
             batch = self._batch(part)
+            if sequence is not None:
+                assert producer._numbers is not None
+                with self.mutex:
+                    producer._numbers.staged(batch, sequence, Delivery(batch, item))
             now = producer._now()
             if now >= batch.tick:
                 batch.step(now)
@@ -207,6 +224,7 @@ class Transaction:
             ]
             self._charge(columns.total_bytes, {batch.part.partition for _, batches in cut for batch in batches})
             for piece, batches in cut:
+                producer._count(lane, batches, keyed=keys is not None or partition is not None)
                 pieces.append(piece)
                 for batch in batches:
                     self._seal(batch.part)  # what was sent to it before comes first
@@ -256,14 +274,16 @@ class Transaction:
         if batch is not None:
             batch.count = len(batch.items)
             self._put(batch)
-            self._open.pop(part, None)  # last: whatever is raised meanwhile, the end finds it
 
     def _put(self, batch: Batch) -> None:
-        """Encode a batch and put it away. Where that fails the whole is not committed any more."""
-        parcel = self._parcels.setdefault(batch.part.partition, Parcel())
-        parcel.batches.append(batch)
+        """Encode a batch and put it away. Whatever is raised meanwhile, the end finds it, and nothing is committed."""
         try:
-            self._store(parcel, batch.encoded(keep=self._producer._on_delivery is not None))
+            if batch.count:
+                parcel = self._parcels.setdefault(batch.part.partition, Parcel())
+                parcel.batches.append(batch)
+                self._store(parcel, batch.encoded(keep=self._producer._on_delivery is not None))
+            if self._open.get(batch.part) is batch:
+                del self._open[batch.part]
         except BaseException as error:
             self._failure = self._failure or error
             raise
@@ -314,7 +334,8 @@ class Transaction:
             groups = self._group_offsets()
             if self._parcels or groups:
                 self._producer.push()
-                commit = Commit(self._engine, self._parcels, groups)
+                numbers = self._producer._numbers
+                commit = Commit(self._engine, self._parcels, groups, None if numbers is None else numbers.name)
                 commit.run()
             self._committed(commit, None)
         except BaseException as error:

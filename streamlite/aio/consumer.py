@@ -340,6 +340,11 @@ class AsyncConsumer:
         with self._using():
             return await self._do(self._steps.epoch, tp)
 
+    async def incarnation(self, tp: TopicPartition) -> int:
+        """Which of the topics that had this name is read: a positive 63-bit int, never given to another topic."""
+        with self._using():
+            return await self._do(self._steps.incarnation, tp)
+
     async def seek(self, tp: TopicPartition, offset: int, epoch: int | None = None) -> None:
         """Hand out `offset` next; with the `epoch` it was noted in, capped where a machine's stop took the log back."""
         with self._using():

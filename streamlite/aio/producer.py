@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -31,11 +31,14 @@ from streamlite.config import ProducerOptions
 from streamlite.context import Context
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
-from streamlite.errors import StreamliteError, UnsupportedError
+from streamlite.errors import StreamliteError
 from streamlite.outbox import Outbox
 from streamlite.partition import Outgoing
 from streamlite.producer import Producer
 from streamlite.staging import Batch
+
+if TYPE_CHECKING:
+    from streamlite.aio.transaction import AsyncTransaction
 
 __all__ = ["AsyncProducer"]
 
@@ -98,6 +101,7 @@ class _Sender(Producer):
     """The sync producer; `send` and `take` raise `_MayWait` where they would wait."""
 
     def __init__(self, engine: Engine, options: ProducerOptions) -> None:
+        self._naming = threading.Lock()  # one step takes the name
         super().__init__(engine, options)
         self._on_disk = engine.syncer is not None
         self.room = _Room(self.mutex)
@@ -116,18 +120,32 @@ class _Sender(Producer):
         return self._finished or self._ctx.forked
 
     def look_up(self, topic: Any) -> None:
-        """Find out what the topic means; this may take the disk."""
+        """Find out what the topic means, and what the producer's name; this may take the disk."""
+        with self._naming:
+            if self._options.name is not None and self._numbers is None:
+                super()._take_name()
         super()._route(topic)
+
+    def _take_name(self) -> None:
+        """Not here, in the loop's thread: it waits for the disk, and comes with the first message."""
 
     def _route(self, topic: Any) -> Any:
         self._check_open()
-        try:
-            route = self._routes.get(topic)
-        except TypeError:
-            return super()._route(topic)  # it says what is wrong
-        if route is None or route.lane.state.seen != self._engine.registry.changes or route.lane.stale:
+        route = self._routes.fresh(topic)
+        if route is None or (self._options.name is not None and self._numbers is None):
             raise _NotKnown
         return route
+
+    def last_sequence(self, topic: Any, partition: int) -> int | None:
+        self.look_up(topic)
+        return super().last_sequence(topic, partition)
+
+    def _here(self) -> object:
+        """A task, where one is running."""
+        try:
+            return asyncio.current_task() or super()._here()
+        except RuntimeError:
+            return super()._here()
 
     def _wait_for_room(self, size: int) -> None:
         if self._outbox.has_room(size):
@@ -181,7 +199,6 @@ class _Sender(Producer):
         """Take nothing more; who waits for room gets a `ClosedError`."""
         with self.mutex:
             self._closed = True
-            self._raw.clear()
             self._routes.clear()
             self.room.notify_all()
 
@@ -265,6 +282,16 @@ class AsyncProducer:
         """Send one message, as `Producer.send`. Awaits room in the buffer, up to `max_block` seconds, and no result."""
         if self._turn.until <= monotonic():
             await self._give()
+        if sequence is not None:
+            sent: Delivery = await self._again(
+                partial(
+                    self._sender.send, topic, value, key=key, partition=partition, timestamp=timestamp,
+                    headers=headers if headers is None or isinstance(headers, Mapping) else list(headers),
+                    sequence=sequence,
+                ),
+                topic, aside=True,
+            )  # fmt: skip
+            return sent
         try:
             return self._sender.send(
                 topic, value, key=key, partition=partition, timestamp=timestamp, headers=headers, sequence=sequence
@@ -274,9 +301,8 @@ class AsyncProducer:
         if headers is not None and not isinstance(headers, Mapping):
             headers = list(headers)  # it may have been an iterator
         send = partial(
-            self._sender.send, topic, value, key=key, partition=partition, timestamp=timestamp, headers=headers,
-            sequence=sequence,
-        )  # fmt: skip
+            self._sender.send, topic, value, key=key, partition=partition, timestamp=timestamp, headers=headers
+        )
         found: Delivery = await self._again(send, topic, why)
         return found
 
@@ -320,13 +346,15 @@ class AsyncProducer:
         self._loop = asyncio.get_running_loop()
         await self._turn.give()
 
-    async def _again(self, call: Callable[[], Any], topic: Any, why: _MayWait | None = None) -> Any:
-        """Make a call until it need not wait; `why`: what it said already."""
+    async def _again(
+        self, call: Callable[[], Any], topic: Any, why: _MayWait | None = None, *, aside: bool = False
+    ) -> Any:
+        """Make a call until it need not wait; `why`: what it said already. `aside`: not in the loop's thread."""
         deadline: float | None = None
         while True:
             if why is None:
                 try:
-                    return call()
+                    return await outcome(self._pool.submit(call)) if aside else call()
                 except _MayWait as reason:
                     why = reason
             if isinstance(why, _NoRoom):
@@ -403,11 +431,14 @@ class AsyncProducer:
         with busy(self._clock):
             await outcome(self._pool.submit(partial(self._sender.close, timeout)))
 
-    # -- what comes with named producers and transactions -------------------------------------------------------------
+    # -- transactions and a name --------------------------------------------------------------------------------------
 
-    def transaction(self, consumer: Any = None) -> Any:
-        """Not in this release."""
-        raise UnsupportedError("transactions are not in this release of streamlite")
+    def transaction(self, consumer: Any = None) -> AsyncTransaction:
+        """`async with producer.transaction(consumer) as tx:`, as `Producer.transaction`; it belongs to its task."""
+        from streamlite.aio.transaction import AsyncTransaction  # loaded by who uses it
+
+        self._sender._check_open()
+        return AsyncTransaction(self, self._sender, consumer)
 
     async def last_sequence(self, topic: Any, partition: int) -> int | None:
         """Of a named producer: the last sequence it sent to a partition."""

@@ -892,6 +892,7 @@ def test_the_position_is_moved_and_looked_at(bus: Bus) -> None:
             assert await consumer.position(TP) == 10
             await consumer.seek(TP, 3, epoch=await consumer.epoch(TP))
             assert await consumer.lag() == {TP: 7}
+            assert await consumer.incarnation(TP) > 0
             assert await consumer.offsets_for_times({TP: 0}) == {TP: 0}
             assert await consumer.beginning_offsets([TP]) == {TP: 0}
             assert await consumer.end_offsets([TP]) == {TP: 10}

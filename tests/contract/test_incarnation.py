@@ -200,6 +200,34 @@ def test_old_commits_are_not_used_after_reopening(open_bus: OpenBus) -> None:
         assert values(drain(consumer)) == numbers(10, 100)
 
 
+def test_an_incarnation_tells_a_topic_from_the_next_of_its_name(bus: Bus) -> None:
+    bus.topic("t", partitions=2)
+    bus.topic("u")
+    with bus.consumer("t", "u") as consumer:
+        first, other = consumer.incarnation(TP), consumer.incarnation(TopicPartition("u", 0))
+        assert first == consumer.incarnation(TopicPartition("t", 1)) != other
+        assert 0 < first < 1 << 63
+        with pytest.raises(errors.UnknownTopicError):
+            consumer.incarnation(TopicPartition("t", 2))
+    bus.delete_topic("t")
+    bus.create_topic("t")
+    with bus.consumer("t") as consumer:
+        assert consumer.incarnation(TP) not in (first, other)
+        with pytest.raises(errors.ConfigError):
+            consumer.incarnation(TopicPartition("u", 0))
+
+
+@pytest.mark.needs("durable")
+def test_an_incarnation_is_the_same_after_reopening(open_bus: OpenBus) -> None:
+    found = []
+    for _ in range(2):
+        with open_bus() as bus:
+            bus.topic("t")
+            with bus.consumer("t") as consumer:
+                found.append(consumer.incarnation(TP))
+    assert found[0] == found[1]
+
+
 def test_commits_of_other_topics_stay(bus: Bus) -> None:
     put(bus, bus.topic("t"), *numbers(10))
     put(bus, bus.topic("u"), *numbers(10))

@@ -546,6 +546,24 @@ def test_the_commit_of_a_member_that_hung_is_refused(bus: Bus, clock: VirtualClo
     assert one.position(next(iter(one.assignment()))) == 0
 
 
+def test_after_a_refused_commit_on_assign_may_still_seek(bus: Bus, clock: VirtualClock) -> None:
+    """Offsets kept elsewhere count, whatever the group committed."""
+    filled(bus)
+
+    def seek(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for tp in partitions:
+            consumer.seek(tp, 7)
+
+    one = bus.consumer("t", group="g", auto_commit=False, max_poll_interval_ms=INTERVAL_MS, on_assign=seek)
+    assert len(take(one, 6)) == 6
+    two = bus.consumer("t", group="g", auto_commit=False)
+    assert len(two.wait_assigned(timeout=2 * INTERVAL_MS / 1000)) == 2
+    with pytest.raises(errors.FencedError):
+        one.commit()
+    two.close()
+    assert sorted(offsets(take(one, 6))) == [7, 7, 8, 8, 9, 9]
+
+
 def test_the_automatic_commit_of_a_member_that_hung_is_dropped(bus: Bus, clock: VirtualClock) -> None:
     topic = filled(bus)
     told = Told()

@@ -242,7 +242,7 @@ def test_another_encoding_is_refused() -> None:
 
 
 def test_a_flag_of_a_later_release_is_refused() -> None:
-    with pytest.raises(BadBatch, match="flags 0x4 "):
+    with pytest.raises(BadBatch, match="flags 0x8 "):
         decoded(raw(), 1, flags=FLAGS_KNOWN + 1)
 
 

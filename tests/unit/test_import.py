@@ -31,7 +31,9 @@ FORBIDDEN = frozenset(
 )
 """Nothing here is needed to open a bus; each of them costs more than all of streamlite."""
 
-LATE = frozenset({"streamlite.aio", "streamlite.cli", "streamlite.testing", "streamlite.streams", "streamlite.kafka"})
+LATE = frozenset(
+    f"streamlite.{name}" for name in ("aio", "cli", "dbapi", "gateway", "kafka", "streams", "testing", "web")
+)
 """Faces, and the classes for asyncio, which load on first use."""
 
 STANDARD_MODULES_MAX = 25
@@ -49,9 +51,9 @@ METHODS = {
     "Producer": "send send_many flush close __enter__ __exit__",
     "Delivery": "result done exception add_done_callback __await__",
     "Consumer": """
-        messages poll poll_columns subscribe unsubscribe assign assignment wait_assigned position epoch seek
-        seek_to_beginning seek_to_end offsets_for_times commit committed lag beginning_offsets end_offsets pause resume
-        paused wakeup close __iter__ __enter__ __exit__
+        messages poll poll_columns subscribe unsubscribe assign assignment wait_assigned position epoch
+        incarnation seek seek_to_beginning seek_to_end offsets_for_times commit committed lag beginning_offsets
+        end_offsets pause resume paused wakeup close __iter__ __enter__ __exit__
     """,
 }
 """The rows of the API that this release has."""

@@ -25,14 +25,15 @@ LAYERS = {
     "L0 pure": "errors message config format batch compression serde partitioner assignor group_state",
     "L1 storage": "files clock segment index log recovery counters handles locks marks",
     "L2 engine": """
-        commit compaction context engine group groups ledger maintenance offsets outgoing partition reader readonly
-        registry settle syncer ticker wakeup worker
+        commit compaction context engine group groups ledger maintenance meta numbering offsets outgoing partition
+        reader readonly registry settle syncer ticker wakeup worker
     """,
     "L3 clients": """
-        producer consumer aio assignment bulk delivery fetcher handout outbox staging subscription transaction
+        producer consumer aio assignment bulk delivery fetcher handout named outbox routes staging
+        subscription transaction
     """,
-    "L4 façade": "bus topic __init__",
-    "L5 faces": "cli testing streams kafka gateway web",
+    "L4 façade": "bus topic verify repair __init__",
+    "L5 faces": "cli dbapi testing streams kafka gateway web",
 }
 """Lowest first. `__init__` is the package itself: only a face may say `import streamlite`."""
 
@@ -50,7 +51,7 @@ SYSTEM = frozenset(
 )
 """What reaches the operating system: only `files` and the command may import it."""
 
-HARMLESS = frozenset({"PathLike", "fspath"})
+HARMLESS = frozenset({"PathLike", "fspath", "strerror"})
 """What `os` has that asks the operating system nothing: with these alone, `import os` is allowed anywhere."""
 
 DOORS = frozenset({"files", "cli"})

@@ -1,0 +1,89 @@
+"""What the segments cannot give back: an internal compacted log of small records, `__meta`.
+
+Keys and values are bytes of msgpack; the last value of a key counts. Every bus keeps what it has read in memory and
+reads on from there. Who changes a record by what it was holds the log's lock meanwhile (`changing`): it is the last but
+one in the order of locks (`streamlite.commit`), so whoever holds a partition's lock may take it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+
+from streamlite.batch import encode_payload
+from streamlite.config import TopicSettings
+from streamlite.context import Context
+from streamlite.locks import block_frame
+from streamlite.partition import Outgoing, Partition
+from streamlite.reader import Cursor
+from streamlite.registry import META, Registry
+
+__all__ = ["Meta"]
+
+SETTINGS: Final = TopicSettings(cleanup="compact", segment_bytes=4 << 20, delete_retention_ms=0)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class Meta:
+    """The records, as one open bus sees them."""
+
+    def __init__(self, ctx: Context, registry: Registry) -> None:
+        self._ctx = ctx
+        self._registry = registry
+        self._mutex = threading.Lock()  # guards the two below
+        self._cursor: Cursor | None = None
+        self._records: dict[bytes, bytes] = {}
+
+    def create(self) -> None:
+        """Have the log be there; under no lock, for it takes the bus's."""
+        self._registry.find_or_create(META, SETTINGS)
+
+    def log(self) -> Partition | None:
+        """The log, where it is there: whoever needs it has created it."""
+        state = self._registry.find(META)
+        return None if state is None else state.partitions[0]
+
+    @contextmanager
+    def changing(self) -> Iterator[Partition]:
+        """Under the log's lock."""
+        log = self.log()
+        assert log is not None, "create() comes first"
+        with log.guard.hold(self._ctx.lock_timeout, block_frame()):
+            log.settle()
+            yield log
+        log.announce()
+
+    def get(self, *key: str | int) -> Any:
+        """The value of a record, `None` where there is none."""
+        log = self.log()
+        if log is None:
+            return None
+        end = log.end() if log.guard.mine else log.settled_end()
+        with self._mutex:
+            if self._cursor is None or self._cursor.partition is not log:
+                self._records.clear()
+                self._cursor = Cursor(log, log.start())
+            for batch in self._cursor.batches(end):
+                for name, value in zip(batch.keys, batch.values, strict=True):
+                    if name is not None and value is not None:
+                        self._records[name] = value
+            found = self._records.get(_encode(key))
+        return None if found is None else _decode(found)
+
+    def put(self, log: Partition, key: tuple[str | int, ...], value: Any) -> None:
+        """Under the log's lock (`changing`)."""
+        now = self._ctx.clock.time_ms()
+        payload = encode_payload([_encode(key)], [_encode(value)])
+        log.append_locked([Outgoing(payload, 1, now, now, len(payload))])
+
+    def sync(self) -> None:
+        """Bring the records to the device, where this bus brings anything there; with the log's lock free."""
+        log = self.log()
+        if log is not None and self._ctx.sync != "never":
+            log.sync(log.slot.end)
