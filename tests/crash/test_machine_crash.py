@@ -280,6 +280,35 @@ def test_data_is_on_the_device_before_its_record_is_written(sync: str) -> None:
     bus.close()
 
 
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_names_are_on_the_device_before_the_record_is_written(sync: str) -> None:
+    """Of the topic, the first time, and of every segment that the commit begins."""
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync=sync, sync_interval_ms=100_000)
+    bus.create_topic("t", segment_bytes=200)
+    bus.create_topic("u", segment_bytes=200)
+    with bus.producer() as producer:
+        for round_ in range(3):
+            if round_:
+                files.calls.clear()
+            with producer.transaction() as tx:
+                tx.send("t", b"v" * 100)
+                tx.send("u", b"v" * 100)
+            record = next(
+                at for at, call in enumerate(files.calls) if call.path.startswith("topics/__transactions/0/0")
+            )
+            for name in ("t", "u"):
+                directory = f"topics/{name}/0"
+                created = [
+                    at for at, (kind, path) in enumerate(files.calls[:record])
+                    if kind == "create" and path.startswith(directory) and path.endswith(".log")
+                ]  # fmt: skip
+                assert created, round_
+                wanted = {directory} if round_ else {directory, f"topics/{name}", "topics", ""}
+                assert wanted <= {call.path for call in files.calls[created[-1] : record] if call.name == "sync_dir"}
+    bus.close()
+
+
 @pytest.mark.parametrize("upto", ["partition", "bus"])
 def test_what_follows_a_transaction_is_not_called_safe_before_its_record_is(upto: str) -> None:
     inner = MemoryFiles()

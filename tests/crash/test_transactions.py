@@ -283,6 +283,77 @@ def test_a_new_owner_goes_on_from_no_older_offset_because_somebody_was_stopped()
     witness.close()
 
 
+# -- a committer that takes its time -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["topics/t/1/", "topics/__transactions/"])
+def test_nobody_waits_for_a_committer_that_is_stopped(at: str) -> None:
+    """With all locks held, in the middle of what it writes: readers go on, and see nothing of it."""
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus = _open(files)
+    _topics(bus)
+    witness = _open(FaultyFiles(inner), lock_timeout=0.05)  # so long it may look whether it was a dead one
+    reached, go_on = threading.Event(), threading.Event()
+
+    def before_write(path: str, data: bytes, position: int) -> None:
+        if path.startswith(at) and path.endswith(".log"):
+            reached.set()
+            assert go_on.wait(PATIENCE)
+
+    with bus.producer() as producer, _consumer(bus) as consumer, witness.consumer("t", "u") as reader:
+        files.before_write = before_write
+        committing = threading.Thread(target=lambda: _transact(producer, consumer, 1), daemon=True)
+        committing.start()
+        assert reached.wait(PATIENCE)
+        found = []
+        while batch := reader.poll():
+            found += [message.value for message in batch]
+        assert found == [b"0"] * 3
+        for tp in ALL:
+            assert [message.value for message in witness.topic(tp.topic).read(partition=tp.partition)] == [b"0"]
+            assert witness.topic(tp.topic).end_offsets()[tp] == 1
+        files.before_write = lambda path, data, position: None
+        go_on.set()
+        committing.join(PATIENCE)
+        assert _transactions(witness) == 2
+        assert [message.value for message in reader.poll(timeout=PATIENCE)] == [b"1"] * 3
+    bus.close()
+    witness.close()
+
+
+def test_no_reader_sees_a_part_of_a_transaction_in_a_partition() -> None:
+    """While transactions of several batches and segments are written, readers look as often as they can."""
+    inner = MemoryFiles()
+    bus, witness = _open(FaultyFiles(inner)), _open(FaultyFiles(inner))
+    bus.create_topic("many", segment_bytes=3_000)
+    size, total = 7, 60
+    looked: list[int] = []
+
+    def look() -> None:
+        with witness.consumer("many") as consumer:
+            seen = 0
+            while seen < size * total:
+                seen += len(consumer.poll(max_messages=100_000))
+                looked.append(seen)
+                looked.append(sum(witness.topic("many").end_offsets().values()))
+                looked.append(len(list(witness.topic("many").read())))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    with bus.producer(batch_bytes=600) as producer:
+        for number in range(total):
+            with producer.transaction() as tx:
+                for _ in range(size):
+                    tx.send("many", b"%d" % number * 100)
+    looking.join(PATIENCE)
+    assert not looking.is_alive()
+    assert [count for count in looked if count % size] == []
+    assert len(set(looked)) > 3  # or nobody looked meanwhile
+    bus.close()
+    witness.close()
+
+
 # -- a committer that dies before the commit point ---------------------------------------------------------------------
 
 
