@@ -177,9 +177,13 @@ def test_answers_are_right_however_few_are_remembered(bus: Bus) -> None:
             assert len(bus._engine.ledger._known) <= 2
 
 
-def test_a_record_that_was_written_and_not_published_is_found(inner: MemoryFiles) -> None:
-    """Its committer died between the two: the record is whole, and that was the commit."""
-    bus, witness = _open(inner), _open(inner)
+@pytest.mark.parametrize("by", ["reading", "committing", "waiting"])
+def test_a_record_that_was_written_and_not_published_is_found(inner: MemoryFiles, by: str) -> None:
+    """Its committer died between the two: the record is whole, and that was the commit.
+
+    Whoever comes by may have the records' lock already, for a commit of his own, or have to wait for it.
+    """
+    bus, witness = _open(inner), _open(inner, lock_timeout=0.05)
     bus.create_topic("t", partitions=2)
     bus.create_topic("u")
     _transact(bus)
@@ -188,9 +192,19 @@ def test_a_record_that_was_written_and_not_published_is_found(inner: MemoryFiles
         _transact(bus)
     kill(bus)
     assert records.slot.end == 1
-    assert [message.value for message in witness.topic("u").read()] == [b"v", b"v"]
-    assert _records(witness).end() == 2
-    assert [message.value for message in witness.topic("t").read()] == [b"v", b"v"]
+    if by == "committing":
+        _transact(witness)
+    if by == "waiting":
+        held = FaultyFiles(inner).lock("topics/__transactions/0/lock")
+        assert held.acquire()
+        for topic in ("t", "u"):
+            with pytest.raises(errors.LockTimeoutError):
+                list(witness.topic(topic).read())
+        held.release()
+    expected = [b"v"] * (3 if by == "committing" else 2)
+    assert [message.value for message in witness.topic("u").read()] == expected
+    assert [message.value for message in witness.topic("t").read()] == expected
+    assert _records(witness).end() == len(expected)
     witness.close()
 
 
