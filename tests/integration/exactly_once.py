@@ -144,7 +144,7 @@ class Crew:
         self._started = 0
         self.kills = 0
 
-    def start(self) -> None:
+    def start(self, *, mortal: bool = True) -> None:
         self._started += 1
         rng = self._rng
         task = Task(
@@ -153,7 +153,7 @@ class Crew:
             does=self._does,
             seed=rng.getrandbits(32),
             sync=self._sync,
-            dies_at=rng.randint(1, 80) if rng.random() < 0.7 else 0,
+            dies_at=rng.randint(1, 80) if mortal and rng.random() < 0.7 else 0,
         )
         self._running[task.name] = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.exactly_once", "--task", msgspec.json.encode(task)],
@@ -175,6 +175,13 @@ class Crew:
         self._reap(name)
         self.kills += 1
         self.start()
+
+    def relieve(self) -> None:
+        """Nobody is killed any more: other processes finish what there is."""
+        count = len(self._running)
+        self.kill_all()
+        for _ in range(count):
+            self.start(mortal=False)
 
     def kill_all(self) -> None:
         for process in self._running.values():
@@ -220,6 +227,7 @@ def read_process_write(directory: Path, messages: int, kills: int, seed: int, sy
                 sent += more
                 if crew.kills < kills:
                     crew.kill_one()
+            crew.relieve()
             _wait_until(lambda: sum(bus.group("g").committed.values()) >= messages)
         _check_outputs(bus, messages)
     with streamlite.open(location) as bus:  # nobody had it open any more

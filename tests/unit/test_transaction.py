@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -171,6 +173,42 @@ def test_a_long_run_of_small_messages_is_cut_into_batches(bus: Bus) -> None:
         assert len(tx._parcels) == 1
     assert _values(bus, "u") == [b"%d" % at for at in range(count)]
     assert sent[-1].result().offset == count - 1
+
+
+# -- helpers that come too late ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_send_that_was_under_way_when_the_block_was_left_is_refused(
+    bus: Bus, producer: Producer, many: bool, end: str
+) -> None:
+    """It had looked whether the transaction is open, and puts its message in when nobody looks there any more."""
+    looked, go_on = threading.Event(), threading.Event()
+    name = "_columns" if many else "_message"
+    check = getattr(producer, name)
+
+    def slow(*args: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            looked.set()
+            assert go_on.wait(20)
+        return check(*args)
+
+    def send_late(tx: Any) -> None:
+        with pytest.raises(errors.TransactionError, match=r"committed|aborted"):
+            tx.send_many("u", [b"late"]) if many else tx.send("u", b"late")
+
+    with mock.patch.object(producer, name, slow), ThreadPoolExecutor(1) as helpers:
+        with producer.transaction() as tx:
+            tx.send("t", b"v", partition=0)
+            late = helpers.submit(send_late, tx)
+            assert looked.wait(20)
+            if end == "abort":
+                tx.abort()
+        go_on.set()
+        late.result(20)
+    assert _values(bus, "u") == []
+    assert _values(bus) == ([b"v"] if end == "commit" else [])
 
 
 # -- what cannot be put away -------------------------------------------------------------------------------------------
