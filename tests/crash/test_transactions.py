@@ -25,6 +25,7 @@ import pytest
 from streamlite import Bus, Consumer, Delivery, Producer, TopicPartition, commit, errors, transaction
 from streamlite.counters import FLAGS, WRITING
 from streamlite.files.memory import MemoryFiles
+from streamlite.partition import Partition
 from streamlite.testing.clock import VirtualClock
 from tests.crash.faulty import SYNCING, Call, FaultyFiles, Plan, Stopped, kill, open_over
 from tests.crash.story import PATIENCE
@@ -280,6 +281,35 @@ def test_a_new_owner_goes_on_from_no_older_offset_because_somebody_was_stopped()
     stopped.release()
     with _consumer(witness) as consumer:
         assert consumer.poll(timeout=PATIENCE, max_messages=1)[0].offset == 2
+    witness.close()
+
+
+def test_where_a_group_begins_is_not_settled_because_somebody_was_stopped() -> None:
+    """Its first commit is not published yet: a member that starts at the end must not begin there."""
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus = _open(files)
+    _topics(bus)
+    witness = _open(FaultyFiles(inner), lock_timeout=0.05)
+    with bus.producer() as producer, _dying_at_publication(files, 1), pytest.raises(Stopped):
+        consumer = bus.consumer("in", group="new", auto_commit=False)
+        with producer.transaction(consumer):
+            assert consumer.poll(timeout=PATIENCE, max_messages=3)
+    kill(bus)
+    stopped = FaultyFiles(inner).lock("topics/__offsets/0/lock")
+    assert stopped.acquire()
+    settled_end = Partition.settled_end
+
+    def and_then_he_goes_on(partition: Partition) -> int:
+        end = settled_end(partition)
+        stopped.release()
+        return end
+
+    with mock.patch.object(Partition, "settled_end", and_then_he_goes_on), suppress(errors.LockTimeoutError):
+        witness.consumer("in", group="new", auto_commit=False, start="latest").close()
+    stopped.release()
+    with witness.consumer("in", group="new", auto_commit=False, start="latest") as member:
+        assert member.poll(timeout=PATIENCE, max_messages=1)[0].offset == 3
     witness.close()
 
 
