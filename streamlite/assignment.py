@@ -329,7 +329,7 @@ class Assignment:
         try:
             self._commit(self._member(), noted)
         except FencedError:
-            self._rejoin = True
+            self.join_again()
             raise
 
     def _member(self) -> Membership:
@@ -415,8 +415,9 @@ class Assignment:
             )
 
     def join_again(self) -> None:
-        """With the next poll every partition goes on from its committed offset."""
+        """With the next poll, or message of a loop, every partition goes on from its committed offset."""
         self._rejoin = True
+        self.handout.interrupt()
 
     def go_back(self) -> None:
         """Every partition goes on from its committed offset, or, where there is none, from where it began."""

@@ -1136,6 +1136,28 @@ def test_after_fencing_the_next_poll_goes_on_from_what_is_committed(bus: Bus, pr
     assert at(bus) == {0: 4}
 
 
+@pytest.mark.parametrize("way", ["transaction", "commit"])
+def test_a_loop_goes_on_from_what_is_committed_with_the_next_message(bus: Bus, producer: Producer, way: str) -> None:
+    """Not with the rest of what it had in hand: nothing of that could be committed."""
+    put(bus, "in", *numbers(6), partition=0)
+    seen, refused = [], 0
+    with reader(bus, max_poll_interval_ms=1000) as slow:
+        for message in slow.messages(timeout=1):
+            seen.append(message.offset)
+            if len(seen) == 3:
+                _put_out(bus, slow).close()
+            try:
+                if way == "commit":
+                    slow.commit()
+                    continue
+                with producer.transaction(slow) as tx:
+                    tx.send("a", message.value)
+            except errors.FencedError:
+                refused += 1
+    assert (seen, refused) == ([0, 1, 2, 2, 3, 4, 5], 1)
+    assert at(bus) == {0: 6}
+
+
 def test_what_was_aborted_is_not_committed_by_what_follows_without_a_poll(bus: Bus, producer: Producer) -> None:
     put(bus, "in", *numbers(4), partition=0)
     put(bus, "in", *numbers(4, 10), partition=1)
