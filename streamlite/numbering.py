@@ -25,7 +25,7 @@ import msgspec
 
 from streamlite.batch import decode
 from streamlite.counters import CHANGES, FLAGS, NUMBERED
-from streamlite.errors import ConfigError, FencedError, StreamliteError
+from streamlite.errors import ConfigError, FencedError, StreamliteError, UnknownTopicError
 from streamlite.files import Files
 from streamlite.format import FLAG_SEQUENCES, NO_PRODUCER, NO_SEQUENCE, checksum, unpack_header, verify
 from streamlite.meta import Meta
@@ -162,6 +162,9 @@ class Name:
         if found is None:
             found = self._stored[partition] = self._read(partition)
         elif found.doubtful:
+            noted = self._noted_down(partition)
+            if noted is not None and noted.upto > found.upto:
+                found = self._stored[partition] = noted  # of what is in question something was compacted, or is gone
             read_on(partition, {self.number: found}, partition.slot.end)
             tried = self._attempts.get(partition, {})
             self._attempts[partition] = {
@@ -173,8 +176,7 @@ class Name:
     def _read(self, partition: Partition) -> Stored:
         was_numbered = partition.slot.get(NUMBERED)
         partition.slot.set(NUMBERED, 1)
-        place = (self.number, partition.topic.incarnation, partition.number)
-        stored = Stored.of(self._meta.get("stored", *place), partition)
+        stored = self._noted_down(partition)
         if stored is None:
             stored = Stored(0 if was_numbered and not self._is_new else partition.slot.end)
         self._noted.setdefault(partition, stored.upto)
@@ -182,6 +184,11 @@ class Name:
         if read > _READ_MUCH:
             self._note(partition, stored)
         return stored
+
+    def _noted_down(self, partition: Partition) -> Stored | None:
+        return Stored.of(
+            self._meta.get("stored", self.number, partition.topic.incarnation, partition.number), partition
+        )
 
     def append_locked(self, partition: Partition, batches: Sequence[Outgoing]) -> Appended:
         """As `Partition.append_locked`; batches that are stored already are answered with where they are."""
@@ -213,7 +220,7 @@ class Name:
             stored.add_batch(one.base_sequence, one.count, offset, one.sequences)
             stored.upto = offset + one.count
         self._attempts[partition] = {one.ticket: one.base_sequence for one in numbered[: len(result.offsets)]}
-        stored.doubtful = False
+        stored.doubtful = result.error is not None  # where cutting what was written failed too, it may be published yet
         return Appended(offsets + result.offsets, result.error)
 
     def numbered(self, partition: Partition, batches: Iterable[Outgoing]) -> Iterator[Outgoing]:
@@ -249,25 +256,30 @@ class Name:
             self.require_current()
             return self.stored(partition)
 
-    def knows(self, partition: Partition) -> Stored | None:
-        """The same where it is known without asking."""
-        stored = self._stored.get(partition)
-        return None if stored is None or stored.doubtful else stored
+    def find(self, partition: Partition, sequence: int) -> tuple[int | None, int]:
+        """`(offset of the message with that sequence, the last sequence)` as `look` has them; -1 for no last one."""
+        with partition.locked():
+            self.require_current()
+            stored = self.stored(partition)
+            return stored.find(sequence), -1 if stored.last is None else stored.last
 
     def close(self) -> None:
         """Note down what is stored, for whoever opens the name next; without, the logs are read again."""
-        try:
-            self.require_current()
-            for partition, stored in self._stored.items():
+        for partition, stored in list(self._stored.items()):
+            try:
+                self.require_current()
                 if not stored.doubtful and stored.upto > self._noted[partition]:
                     if self._engine.ctx.sync != "never":
                         partition.sync(stored.upto)  # a note must not speak of what a stop may take back
                     with partition.locked():
+                        self.require_current()  # who came meanwhile may have noted down more, and it may be gone since
                         self._note(partition, stored)
-        except FencedError:
-            pass  # the other one knows better
-        except StreamliteError as error:
-            logger.warning("producer %r leaves no note, its next opener reads the logs: %s", self.name, error)
+            except FencedError:
+                return  # the other one knows better
+            except UnknownTopicError:
+                continue  # deleted
+            except StreamliteError as error:
+                logger.warning("producer %r leaves no note, its next opener reads the logs: %s", self.name, error)
 
     def _note(self, partition: Partition, stored: Stored) -> None:
         self._noted[partition] = stored.upto

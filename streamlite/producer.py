@@ -256,7 +256,6 @@ class Producer:
                 self._wait_for_room(size)
                 now_ms = int(self._now() * 1000)
                 piece, batches = columns.piece(self, lane, start, stop, now_ms, told=on_delivery is not None)
-                self._count(lane, batches, keyed=keys is not None or partition is not None)
                 batches[0].bytes = size
                 self._outbox.put(batches)
             pieces.append(piece)
@@ -273,8 +272,12 @@ class Producer:
         from streamlite.bulk import BulkColumns  # the bulk path, loaded by who uses it
 
         route = self._route(topic)
-        state = route.lane.state
-        return route.lane, BulkColumns(state, values, keys, partition, timestamps, headers, route.key, route.value)
+        lane = route.lane
+        columns = BulkColumns(lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
+        if self._numbers is not None:
+            with self.mutex:
+                self._numbers.count_columns(lane, columns)
+        return lane, columns
 
     def _nothing(self, lane: Lane) -> BulkDelivery:
         """Of a `send_many` without messages."""
@@ -578,13 +581,6 @@ class Producer:
             with self.mutex:
                 return numbers.check(place, sequence)
         return found
-
-    def _count(self, lane: Lane, batches: Sequence[Batch], *, keyed: bool) -> None:
-        """Of a named producer: these have sequences that are counted."""
-        if self._numbers is not None:
-            for batch in batches:
-                self._numbers.require(lane.state.name, None, batch.partition if keyed else None, None)
-                self._numbers.count(batch.part.partition)
 
     def last_sequence(self, topic: Any, partition: int) -> int | None:
         """Of a named producer: the last sequence stored in a partition, by whomever had the name; `None` for none.

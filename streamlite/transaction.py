@@ -185,6 +185,9 @@ class Transaction:
             if sequence is not None:
                 assert producer._numbers is not None
                 with self.mutex:
+                    known = producer._numbers.check(part.partition, sequence)
+                    if known is not None:
+                        return known  # another thread sent the same meanwhile
                     producer._numbers.staged(batch, sequence, Delivery(batch, item))
             now = producer._now()
             if now >= batch.tick:
@@ -218,7 +221,6 @@ class Transaction:
             for start, stop, _ in columns.cuts(producer._batch_bytes):
                 now_ms = int(producer._now() * 1000)
                 piece, batches = columns.piece(self, lane, start, stop, now_ms, told=told)
-                producer._count(lane, batches, keyed=keys is not None or partition is not None)
                 for batch in batches:
                     self._seal(batch.part)  # what was sent to it before comes first
                     self._put(batch)

@@ -283,6 +283,7 @@ class AsyncProducer:
         if self._turn.until <= monotonic():
             await self._give()
         if sequence is not None:
+            self._sender._check_outside()  # whose block it is shows here only
             sent: Delivery = await self._again(
                 partial(
                     self._sender.send, topic, value, key=key, partition=partition, timestamp=timestamp,
