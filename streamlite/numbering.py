@@ -114,13 +114,15 @@ class Stored:
 
     @classmethod
     def of(cls, note: object, partition: Partition) -> Stored | None:
-        """What a record says; `None` where a stop of the machine took back what it speaks of."""
+        """What a record says, without what a stop of the machine took back; `None` where all of that is gone."""
         if note is None:
             return None
         last, upto, epoch, runs = msgspec.convert(note, _Note)
-        if cap_offset(partition, upto, epoch) < upto:
-            return None
-        return cls(upto, last, runs)
+        cap = cap_offset(partition, upto, epoch)
+        if cap == upto:
+            return cls(upto, last, runs)
+        kept = [run._replace(length=min(run.length, cap - run.offset)) for run in runs if run.offset < cap]
+        return cls(cap, kept[-1].sequence + kept[-1].length - 1, kept) if kept else None
 
 
 class Name:
@@ -301,6 +303,8 @@ def _page(files: Files, name: str) -> memoryview:
 def read_on(partition: Partition, wanted: dict[int, Stored], end: int) -> int:
     """Take up what these producers stored up to offset `end`; how many batches were looked at. Under the lock."""
     start = min(stored.upto for stored in wanted.values())
+    if start >= end:
+        return 0
     segments = list(partition.log.segments(partition.slot.get(CHANGES)).values())
     count = 0
     for segment, following in pairwise([*segments, None]):
