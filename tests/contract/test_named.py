@@ -328,14 +328,17 @@ def test_the_window_holds_at_least_what_it_says(bus: Bus, window: int, *, step: 
 
 
 def test_what_failed_may_be_sent_again_however_much_it_was(bus: Bus, window: int, producer: Producer) -> None:
-    give(producer, 0)
+    give(producer, 0, 5)
+    rest = list(range(6, 6 + 4 * window))
     with producer.transaction() as tx:
-        failed = [tx.send("t", b"%d" % n, partition=0, sequence=n) for n in range(1, 4 * window)]
+        failed = [tx.send("t", b"%d" % n, partition=0, sequence=n) for n in rest]
         tx.abort()
     assert isinstance(failed[0].exception(timeout=PATIENCE), errors.TransactionError)
-    assert producer.last_sequence("t", 0) == 0
-    assert give(producer, *range(4 * window)) == list(range(4 * window))
-    assert stored(bus) == list(range(4 * window))
+    assert producer.last_sequence("t", 0) == 5
+    with pytest.raises(errors.ConfigError, match="sequence 3 "):
+        producer.send("t", b"3", partition=0, sequence=3)
+    assert give(producer, 0, 5, *rest) == list(range(2 + len(rest)))
+    assert stored(bus) == [0, 5, *rest]
 
 
 # -- sends that failed -------------------------------------------------------------------------------------------------
