@@ -75,7 +75,7 @@ class Maintenance:
             if force:
                 raise
             logger.exception("old commit records stay for now")
-        for name in self._registry.names(internal=True):
+        for name in self._registry.all_names():
             state = self._registry.find(name)
             if state is None:
                 continue

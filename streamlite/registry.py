@@ -122,6 +122,10 @@ class Registry:
             return sorted(found)
         return sorted(name for name in found if not name.startswith(INTERNAL_PREFIX) and self._is_there(name))
 
+    def all_names(self) -> list[str]:
+        """The internal ones too, but for what is half-made or half-removed."""
+        return [name for name in self.names(internal=True) if not name.startswith((_NEW, _DELETED))]
+
     def _is_there(self, name: str) -> bool:
         try:
             return self.find(name) is not None
@@ -203,8 +207,8 @@ class Registry:
 
     def every_partition(self) -> Iterator[Partition]:
         """All partitions of all topics, the internal ones too."""
-        for name in self.names(internal=True):
-            state = None if name.startswith((_NEW, _DELETED)) else self.find(name)
+        for name in self.all_names():
+            state = self.find(name)
             if state is not None:
                 yield from list(state.partitions)
 
