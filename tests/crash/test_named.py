@@ -312,7 +312,7 @@ def test_a_stop_of_the_machine_repeats_nothing(workload: Workload, sync: str) ->
             except BaseException:
                 print(f"state {number} of {len(states)}, before {state.call}; {ways}, {state.note}")
                 raise
-        assert lost
+        assert lost or sync == "always"
 
 
 def _check_machine(

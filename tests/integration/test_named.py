@@ -234,6 +234,7 @@ def test_a_source_is_ingested_once_however_often_the_process_is_killed(directory
         assert kills
         for partition in range(PARTITIONS):
             assert values(bus, "t", partition) == list(range(partition, MESSAGES, PARTITIONS))
+        assert maintainer.process.poll() is None
         maintainer.end()
         bus.maintain()
         assert values(bus, "compacted") == list(range(MESSAGES))
