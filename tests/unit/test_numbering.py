@@ -127,6 +127,13 @@ def _open(files: FaultyFiles, **options: Any) -> Bus:
     return open_over(files, **{"sync": "never", "clock": VirtualClock(), "lock_timeout": 2.0, **options})
 
 
+def _unsynced(files: FaultyFiles) -> Bus:
+    bus = _open(files, sync="interval")
+    assert bus._engine.syncer is not None
+    bus._engine.syncer.worker.stop()
+    return bus
+
+
 @pytest.fixture
 def files() -> FaultyFiles:
     return FaultyFiles(MemoryFiles())
@@ -347,6 +354,44 @@ def test_a_new_name_on_an_old_log_reads_nothing(bus: Bus, looked_at: list[int]) 
     assert sum(looked_at) == 0
 
 
+# -- closing -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_note_speaks_of_is_synced_before_it(files: FaultyFiles) -> None:
+    with _unsynced(files) as bus:
+        bus.create_topic("t")
+        producer = bus.producer(name="n")
+        _give(producer, 0, 1)
+        files.calls.clear()
+        producer.close()
+        names = [f"{call.name} {call.path.rpartition('/')[0]}" for call in files.calls]
+        assert names.index("sync topics/t/0") < names.index("write topics/__meta/0")
+
+
+def test_who_loses_his_name_while_he_closes_leaves_no_note(files: FaultyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """His successor's messages were compacted meanwhile, and only the note that came before that tells of them."""
+    with _unsynced(files) as bus:
+        bus.create_topic("t", segment_bytes=300)
+        first = bus.producer(name="n")
+        _give(first, 0, 1)
+        sync = Partition.sync
+
+        def take_over(self: Partition, *args: Any, **options: Any) -> None:
+            monkeypatch.setattr(Partition, "sync", sync)
+            second = bus.producer(name="n")
+            for one in range(2, 12):
+                _give(second, one)
+            bus.topic("t").truncate_before(0, 12)
+            sync(self, *args, **options)
+
+        monkeypatch.setattr(Partition, "sync", take_over)
+        first.close()
+        assert Partition.sync is sync
+        with bus.producer(name="n") as third:
+            assert third.last_sequence("t", 0) == 11
+            assert _give(third, *range(12)) == list(range(12))
+
+
 # -- preserve ----------------------------------------------------------------------------------------------------------
 
 
@@ -394,13 +439,6 @@ def test_what_cannot_be_noted_down_stays(files: FaultyFiles, bus: Bus) -> None:
 
 
 # -- stops of the machine ----------------------------------------------------------------------------------------------
-
-
-def _unsynced(files: FaultyFiles) -> Bus:
-    bus = _open(files, sync="interval")
-    assert bus._engine.syncer is not None
-    bus._engine.syncer.worker.stop()
-    return bus
 
 
 @pytest.mark.parametrize("first_is_gone", [False, True])
