@@ -86,10 +86,17 @@ class Engine:
 
     @classmethod
     def open(
-        cls, location: str, *, sync: str, sync_interval_s: float, read_only: bool, lock_timeout: float, clock: Clock
+        cls,
+        location: str | Files,
+        *,
+        sync: str,
+        sync_interval_s: float,
+        read_only: bool,
+        lock_timeout: float,
+        clock: Clock,
     ) -> Engine:
-        """Open the bus at `location`, a directory or ":memory:"."""
-        files = _files(location, read_only)
+        """Open the bus at `location`: a directory, ":memory:", or a seam that behaves like a directory."""
+        files = _files(location, read_only) if isinstance(location, str) else location
         if read_only:
             return cls._open_read_only(files, clock, lock_timeout)
         identity = read_identity(files)  # before a lock file is created in a directory that is no bus
@@ -222,6 +229,18 @@ class Engine:
     def forget(self, handle: Any) -> None:
         """It is closed."""
         self.opened.pop(handle, None)
+
+    def abandon(self) -> None:
+        """Let go of it without a word to the disk: for tests in which a process dies. Its threads have ended then."""
+        self._closing = self.ctx.closed = True
+        _engines.discard(self)
+        workers = [self.maintenance.worker, self.ticker.worker]
+        workers += [handle._worker for handle in self.opened if hasattr(handle, "_worker")]
+        if self.syncer is not None:
+            workers.append(self.syncer.worker)
+        for worker in workers:
+            worker.stop()
+        self.opened.clear()
 
     def _stop(self) -> None:
         self.maintenance.worker.stop()

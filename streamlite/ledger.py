@@ -7,7 +7,8 @@ transaction that are not published asks here (`committed`), by one rule:
 * Its record is there, names this partition and these offsets, and is of the same epoch: it was committed.
 * The log of records begins after it: it was committed, for a record goes only when all that it names is published and
   on the device (`prune`).
-* Anything else: it was not. Its committer held the partition's lock, which the asker has now, so it is dead.
+* Anything else (but for a record that a repair had to give up): it was not. Its committer held the partition's lock,
+  which the asker has now, so it is dead.
 
 What a dead committer left of the records' own log is settled before it is read: the last record may be written and not
 published. The lock of `__transactions` is the last in the order of locks (`streamlite.commit`), so whoever holds
@@ -96,7 +97,9 @@ class Ledger:
         if offset >= log.end():
             return False
         record = self._record(log, offset)
-        if record is None or record.epoch != header.epoch:
+        if record is None:
+            return True  # a repair passed over it: what is in a log stays there
+        if record.epoch != header.epoch:
             return False
         base, end = record.parts.get((partition.topic.incarnation, partition.number), (0, 0))
         return base <= header.base_offset and header.next_offset <= end

@@ -145,6 +145,9 @@ class Cursor:
         segment = partition.log.holding(self.offset, partition.slot.get(CHANGES))
         if segment is None:
             raise BadBatch("no segment is there")
+        if segment.base > self.offset:
+            self._next = self.offset
+            raise BadBatch(f"the segment that holds it is gone, the first one there begins at {segment.base}")
         entry = segment.floor(self.offset)
         self._enter(segment, entry.position, max(entry.offset, segment.base))
 

@@ -160,18 +160,18 @@ def _walk(file: File, next_offset: int, position: int, size: int, builder: Index
 def _recorded(file: File, position: int, size: int) -> int:
     """The greatest synced offset that any whole batch from `position` on records, damage between them or not."""
     greatest = 0
-    position = _next_batch(file, position, size)
+    position = next_batch(file, position, size)
     while position < size:
         for found in walk_verified(file, position, size):
             # No batch was written before what it says is safe: one that says so is part of somebody's message.
             if found.header.synced_upto <= found.header.base_offset:
                 greatest = max(greatest, found.header.synced_upto)
             position = found.position + found.header.total_bytes
-        position = _next_batch(file, position + 1, size)
+        position = next_batch(file, position + 1, size)
     return greatest
 
 
-def _next_batch(file: File, position: int, size: int) -> int:
+def next_batch(file: File, position: int, size: int) -> int:
     """Where the next whole batch begins, at or after `position`; `size` when there is none."""
     while position + HEADER_BYTES <= size:
         chunk = file.read(min(_SEARCH_BYTES, size - position), position)

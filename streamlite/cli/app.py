@@ -25,6 +25,10 @@ from streamlite.cli.flights import read_flights
 from streamlite.cli.show import Screen, show_figures
 from streamlite.config import TOPIC_SETTINGS
 from streamlite.errors import ConfigError, UnknownTopicError
+from streamlite.repair import Action
+from streamlite.repair import repair as repair_bus
+from streamlite.verify import Report
+from streamlite.verify import verify as verify_bus
 
 __all__ = ["app"]
 
@@ -127,6 +131,54 @@ def read(
         )
         for message in itertools.islice(messages, limit):
             print(_line(message))
+
+
+@app.command()
+def verify(directory: Directory) -> None:
+    """Read all of a bus: checksums, offsets, the files beside the logs. Exit status 1 where something is damaged."""
+    report = verify_bus(directory)
+    _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    directory: Annotated[Path, typer.Argument(help="The directory of a bus that nobody has open.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Put a damaged bus in order: say what would be done, and do it when told to. What is taken away is kept aside."""
+
+    def agree(report: Report, actions: list[Action]) -> bool:
+        _print_report(report)
+        print("\nTo be done; what is taken away goes to quarantine/ in the directory:")
+        for action in actions:
+            print(f"  {action.file}: {action.what}")
+        return yes or typer.confirm("Do it?")
+
+    result = repair_bus(directory, agree)
+    if result.before.ok:
+        print("nothing is damaged, nothing was done")
+        return
+    if not result.done:
+        print("nothing was done")
+        raise typer.Exit(1)
+    _print_report(result.after)
+    if not result.after.ok:
+        raise typer.Exit(1)
+
+
+def _print_report(report: Report) -> None:
+    table = _table("topic", "partition>", "start>", "end>", "messages>", "batches>", "bytes>", "")
+    for one in report.partitions:
+        state = "" if one.whole else "damaged"
+        numbers = (one.start, one.end, one.messages, one.batches, one.bytes)
+        table.add_row(one.topic, str(one.partition), *(f"{number:,}" for number in numbers), state)
+    _print(table)
+    for finding in report.findings:
+        place = finding.file if finding.position is None else f"{finding.file} at {finding.position:,}"
+        print(f"{'damage' if finding.damage else 'note'}: {place}: {finding.what}")
+    print("nothing is damaged" if report.ok else "damaged; see `streamlite repair`")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ LAYERS = {
         producer consumer aio assignment bulk delivery fetcher handout named outbox routes staging
         subscription transaction
     """,
-    "L4 façade": "bus topic __init__",
+    "L4 façade": "bus topic verify repair __init__",
     "L5 faces": "cli dbapi testing streams kafka gateway web",
 }
 """Lowest first. `__init__` is the package itself: only a face may say `import streamlite`."""
@@ -51,7 +51,7 @@ SYSTEM = frozenset(
 )
 """What reaches the operating system: only `files` and the command may import it."""
 
-HARMLESS = frozenset({"PathLike", "fspath"})
+HARMLESS = frozenset({"PathLike", "fspath", "strerror"})
 """What `os` has that asks the operating system nothing: with these alone, `import os` is allowed anywhere."""
 
 DOORS = frozenset({"files", "cli"})
