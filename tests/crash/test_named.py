@@ -210,7 +210,7 @@ def test_whoever_comes_after_a_killed_one_stores_each_sequence_once(workload: Wo
         ingest, states = _states(workload, sync, given=given)
         upto = [number + AFTER for number in ingest.next]
         assert len(states) > 20
-        for number, state in _some(states, 4 * SAMPLES):
+        for number, state in _some(states, 2 * SAMPLES):
             acked, _ = state.note
             ways = WAYS[1 + number % 2] if given else WAYS[0]
             try:
@@ -303,7 +303,7 @@ def test_a_stop_of_the_machine_repeats_nothing(workload: Workload, sync: str) ->
         ingest, states = _machine_states(workload, sync, given=given)
         upto = [number + AFTER for number in ingest.next]
         lost = 0
-        for number, state in _some(states, 3 * SAMPLES):
+        for number, state in _some(states, 2 * SAMPLES):
             (acked, _), sizes = state.note
             ways = WAYS[1 + number % 2] if given else WAYS[0]
             if sync == "interval":
@@ -373,7 +373,7 @@ def test_after_a_failing_call_the_same_producer_goes_on(workload: Workload, faul
         files.count = 0
         workload(Ingest(bus, given=True))
         total = files.count
-    for at in range(1, total + 1, max(1, total * 2 // SAMPLES)):
+    for at in range(1, total + 1, max(1, total * 3 // SAMPLES)):
         _fail(workload, plan._replace(at=at), WAYS[at % 3])
 
 

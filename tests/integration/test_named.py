@@ -21,9 +21,9 @@ import pytest
 import streamlite
 from streamlite import Bus, Producer, TopicPartition, errors
 
-MESSAGES = int(os.environ.get("STREAMLITE_INGEST", "5000"))
+MESSAGES = int(os.environ.get("STREAMLITE_INGEST", "3000"))
 """What the source has."""
-KILLS = int(os.environ.get("STREAMLITE_KILLS", "5"))
+KILLS = int(os.environ.get("STREAMLITE_KILLS", "4"))
 """So often the one who ingests is killed, if it does not come to an end before."""
 SEED = int(os.environ.get("STREAMLITE_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 PARTITIONS = 4
