@@ -57,6 +57,7 @@ class Assignment:
         self._topic_changes = -1
         self._rejoin = False
         self._broken: set[TopicPartition] = set()  # lost with something of them handed out and not committed
+        self._rebalancing = False
         self._failed: list[Exception] = []  # what callbacks raised, until everything else is done
 
     # -- what to read -------------------------------------------------------------------------------------------------
@@ -90,20 +91,24 @@ class Assignment:
 
     def let_go(self) -> None:
         """Read nothing; a member commits what it processed and leaves."""
-        self.handout.take_back()
-        self.handout.polled.clear()
         membership = self.membership
         try:
+            self.handout.give_up()
+            self.handout.take_back()
+            self.handout.polled.clear()
             if membership is not None:
                 self._commit_processed(membership)
                 self._call("on_revoke", list(self.fetcher.tracks))
         finally:
-            self.membership = None
-            self._rejoin = False
-            if membership is not None:
-                membership.leave()
-            self.fetcher.clear()
-            self._subscription = None
+            try:
+                if membership is not None:
+                    membership.leave()
+            finally:
+                self.membership = None
+                self._rejoin = False
+                self._subscription = None
+                self._break(self.fetcher.tracks)
+                self.fetcher.clear()
         self._raise_failed()
 
     def abandon(self) -> None:
@@ -142,11 +147,10 @@ class Assignment:
         wanted = {partition.tp: partition for partition in subscription.partitions()}
         gone = [tp for tp, track in tracks.items() if wanted.get(tp) is not track.partition]
         self._drop(gone)
-        new = [tp for tp in wanted if tp not in tracks]
-        for tp in new:
+        for tp in [tp for tp in wanted if tp not in tracks]:
             self._add(wanted[tp], subscription.types(tp.topic), None, later=later)
         self._call("on_revoke", gone)
-        self._call("on_assign", new)
+        self._tell_assigned()
         self._raise_failed()
 
     def _committed(self, partitions: Sequence[Partition]) -> Sequence[Position | None]:
@@ -154,9 +158,12 @@ class Assignment:
             return [None] * len(partitions)
         return self.membership.committed(partitions)
 
-    def _add(self, partition: Partition, types: Any, found: Position | None, *, later: bool = False) -> Track:
+    def _add(
+        self, partition: Partition, types: Any, found: Position | None, *, later: bool = False, ownership: int = 0
+    ) -> None:
         """Read a partition from where the group is, or where `start` says; one that came `later` from its beginning."""
         track = Track(partition, 0, types)
+        track.ownership = ownership
         if found is not None:
             track.committed = found.offset
             offset = cap_offset(partition, found.offset, found.epoch)
@@ -165,7 +172,6 @@ class Assignment:
         track.seek(offset)
         track.processed = track.noted = track.began = offset
         self.fetcher.add(track)
-        return track
 
     def _start(self, partition: Partition) -> int:
         start = self._options.start
@@ -177,13 +183,17 @@ class Assignment:
         return partition.end() if found is None else found
 
     def _drop(self, partitions: Collection[TopicPartition]) -> list[TopicPartition]:
+        self._break(partitions)
+        dropped = [tp for tp in partitions if self.fetcher.drop(tp) is not None]
+        self.handout.forget(dropped)
+        return dropped
+
+    def _break(self, partitions: Collection[TopicPartition]) -> None:
+        """These go: note down those of which something was handed out and not committed."""
         for tp in partitions:
             track = self.fetcher.tracks.get(tp)
             if track is not None and self.handout.position(track) != track.noted:
                 self._broken.add(tp)
-        dropped = [tp for tp in partitions if self.fetcher.drop(tp) is not None]
-        self.handout.forget(dropped)
-        return dropped
 
     # -- news ---------------------------------------------------------------------------------------------------------
 
@@ -227,23 +237,30 @@ class Assignment:
         self._topic_changes = changes
 
     def rebalance(self) -> None:
-        """Take up what the group's state says of this member."""
+        """Take up what the group's state says of this member.
+
+        What a member has are its tracks, and nothing else is remembered of it: whatever is raised here, a lock that
+        stayed taken or what a signal handler raises, the next call compares again and does what is left.
+        """
+        if self._rebalancing:
+            return  # a callback asks for messages
         membership = self.membership
         assert membership is not None
-        while True:
-            news = membership.sync()
-            try:
+        self._rebalancing = True
+        try:
+            while True:
+                news = membership.sync({track.tp: track.ownership for track in self.fetcher})
                 self._lose(news.lost)
                 if news.revoked:
                     self._revoke(membership, news.revoked)
                 if news.assigned:
                     self._take_over(membership, news.assigned)
-            except BaseException:
-                # A lock that stayed taken, or a signal handler: what was not done is told anew by the next call.
-                membership.retry(tp for tp in [*news.assigned, *news.revoked] if tp not in self.fetcher.tracks)
-                raise
-            if not news.revoked:
-                break
+                self._tell_assigned()
+                if not news.revoked:
+                    break
+            membership.caught_up(news.generation)
+        finally:
+            self._rebalancing = False
         self._raise_failed()
 
     def _join_again(self) -> None:
@@ -251,7 +268,6 @@ class Assignment:
 
         Those that the rebalance brings have that already, or what `on_assign` sought.
         """
-        self._rejoin = False
         held = list(self.fetcher)
         self.rebalance()
         self._broken.clear()
@@ -260,7 +276,9 @@ class Assignment:
         tracks = [track for track in held if self.fetcher.tracks.get(track.tp) is track]
         for track, found in zip(tracks, self._committed([track.partition for track in tracks]), strict=True):
             self.fetcher.drop(track.tp)
-            self._add(track.partition, (track.key, track.value), found).ownership = track.ownership
+            self._add(track.partition, (track.key, track.value), found, ownership=track.ownership)
+            self.fetcher.tracks[track.tp].told = True
+        self._rejoin = False
 
     def _lose(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions that are another's already: nothing of them can be committed any more."""
@@ -289,9 +307,14 @@ class Assignment:
         for tp, found in zip(new, self._committed([known[tp] for tp in new]), strict=True):
             self._drop([tp])
             # Where the group begins has been settled; what it knows nothing of came later.
-            track = self._add(known[tp], subscription.types(tp.topic), found, later=True)
-            track.ownership = assigned[tp]
-        self._call("on_assign", new)
+            self._add(known[tp], subscription.types(tp.topic), found, later=True, ownership=assigned[tp])
+
+    def _tell_assigned(self) -> None:
+        """Tell the application of partitions that it has not been told of; again, where that was interrupted."""
+        new = [track for track in self.fetcher if not track.told]
+        self._call("on_assign", [track.tp for track in new])
+        for track in new:
+            track.told = True
 
     def _settle_start(self, membership: Membership, topics: set[str], partitions: list[Partition]) -> None:
         """Note down where the group begins in topics that it meets for the first time.
@@ -324,7 +347,7 @@ class Assignment:
         try:
             self._commit(self._member(), noted)
         except FencedError:
-            self._rejoin = True
+            self.join_again()
             raise
 
     def _member(self) -> Membership:
@@ -339,6 +362,11 @@ class Assignment:
         self._member()
         if given is not None:
             return self._given(given)
+        if self._rejoin:
+            raise FencedError(
+                f"group {self._group!r}: nothing was committed, since what was handed out before the last refusal is "
+                "handed out again: poll first"
+            )
         reached = [(track, self.handout.position(track)) for track in self.fetcher]
         return {track.tp: self._noted(track, offset) for track, offset in reached if offset != track.noted}
 
@@ -400,24 +428,25 @@ class Assignment:
         if self._broken:
             shown = ", ".join(f"{tp.topic!r} partition {tp.partition}" for tp in sorted(self._broken)[:5])
             raise FencedError(
-                f"group {self._group!r}: nothing was committed, since {shown} went to another member after messages of "
-                "it had been handed out: poll again to go on with what is committed"
+                f"group {self._group!r}: nothing was committed, since {shown} went to another member, or was given up, "
+                "after messages of it had been handed out: poll again to go on with what is committed"
             )
 
     def join_again(self) -> None:
-        """With the next poll every partition goes on from its committed offset."""
+        """With the next poll, or message of a loop, every partition goes on from its committed offset."""
         self._rejoin = True
+        self.handout.interrupt()
 
     def go_back(self) -> None:
         """Every partition goes on from its committed offset, or, where there is none, from where it began."""
         if self.membership is None or self._rejoin:
             return
         tracks = list(self.fetcher)
+        self._rejoin = True  # until it is done: with the next poll, where it is not
         try:
             found = self._committed([track.partition for track in tracks])
         except StreamliteError as error:  # the transaction's own failure is what its user is told
             logger.warning("group %r goes back with the next poll: %s", self._group, error)
-            self._rejoin = True
             return
         self.handout.take_back()
         self.handout.polled.clear()
@@ -429,6 +458,7 @@ class Assignment:
             track.processed = track.noted = offset
             self.fetcher.wake(track)
         self._broken.clear()
+        self._rejoin = False
 
     def commit_processed(self) -> None:
         """Commit automatically, where that is wanted."""

@@ -157,9 +157,11 @@ class BulkBatch(Batch):
     def encode(self, *, keep: bool = False) -> Outgoing:
         assert self._columns is not None
         values, keys, headers = self._columns
-        self._columns = None
         times = (self._now_ms, self._now_ms, None) if self.stamps is None else timestamp_steps(self.stamps)
         return encode(self.part.partition.topic.settings, values, keys, times, headers)
+
+    def drop_items(self) -> None:
+        self._columns = None
 
 
 def _buckets(

@@ -203,8 +203,8 @@ class Bus:
         if group is not None:
             check_name(group, "group")
             self._engine.ctx.check_writable_for("a group commits offsets")
-        consumer = Consumer(self._engine, topics, group, checked)
-        self._engine.adopt(consumer)
+        consumer = Consumer(self._engine, group, checked)
+        consumer._begin(topics)
         return consumer
 
     def async_producer(self, **options: Any) -> AsyncProducer:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 from streamlite.errors import ConfigError
 
-__all__ = ["Clock", "SystemClock", "as_clock"]
+__all__ = ["Clock", "SystemClock", "as_clock", "wait_held"]
 
 
 class Clock:
@@ -55,6 +55,19 @@ class SystemClock(Clock):
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> bool:
         return condition.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+
+def wait_held(clock: Clock, lock: Any, condition: threading.Condition, timeout: float | None) -> None:
+    """Wait on a condition of `lock`, an `RLock` that the caller holds once, in a `with` statement.
+
+    A `Condition` gives its lock up while it waits. A signal handler that raises in the moment before it waits, or
+    before it has the lock again, leaves it given up: then the statement would fail to give it back.
+    """
+    try:
+        clock.wait(condition, timeout)
+    finally:
+        if not lock._is_owned():
+            lock.acquire()
 
 
 _NEEDED: Final = ("time_ms", "monotonic", "wait")

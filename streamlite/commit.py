@@ -20,7 +20,6 @@ for a lock while it holds a later one, so no two wait for each other.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -30,7 +29,7 @@ from streamlite.errors import StreamliteError
 from streamlite.format import FLAG_TRANSACTION, HEADER_BYTES, INDEX_INTERVAL_BYTES, IndexEntry
 from streamlite.group import GroupOffsets
 from streamlite.ledger import Part
-from streamlite.locks import Guard, HoldAll
+from streamlite.locks import Guard, run_all
 from streamlite.partition import Outgoing, Partition
 from streamlite.segment import NEVER_MS
 
@@ -169,19 +168,7 @@ class Commit:
         for member in members:
             member.begin_waiting()
         try:
-            with HoldAll(guards, ctx.lock_timeout, sys._getframe()):
-                for one in self._groups:
-                    one.membership.require_owned(one.positions, one.ownerships)
-                try:
-                    if self._name is not None:
-                        self._name.require_current()
-                    self._commit(partitions, records)
-                finally:
-                    for member in members:
-                        member.is_freeing()
-                    if self._name is not None:
-                        for partition in self._numbered:
-                            self._name.doubt(partition)
+            run_all(guards, lambda: self._checked(partitions, records), ctx.lock_timeout)
         finally:
             for member in members:
                 member.end_waiting()
@@ -191,6 +178,21 @@ class Commit:
             engine.maintenance.look_soon()
         if ctx.always:
             engine.ledger.sync_upto(records.slot.end)
+
+    def _checked(self, partitions: Sequence[Partition], records: Partition) -> None:
+        """Under all locks: commit, if that is still this producer's and these members' to do."""
+        for one in self._groups:
+            one.membership.require_owned(one.positions, one.ownerships)
+        try:
+            if self._name is not None:
+                self._name.require_current()
+            self._commit(partitions, records)
+        finally:
+            for one in self._groups:
+                one.membership.is_freeing()
+            if self._name is not None:
+                for partition in self._numbered:
+                    self._name.doubt(partition)
 
     def _commit(self, partitions: Sequence[Partition], records: Partition) -> None:
         """Under all locks."""

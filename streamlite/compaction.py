@@ -60,20 +60,22 @@ def compact(partition: Partition, now_ms: int, *, force: bool) -> None:
     partition.sync(sealed_only=True)
     sources = _ends(sealed, active)
     last, covered = _last_offsets(sources)
-    with partition.locked():
-        partition.ctx.preserve(partition, sources[covered - 1][1])
+    partition.locked(lambda: partition.ctx.preserve(partition, sources[covered - 1][1]))
     for group in _groups(sources[:covered], partition.topic.settings.segment_bytes):
         _Rewrite(partition, group, last, now_ms).run()
 
 
 def _sealed(partition: Partition, *, force: bool) -> tuple[list[Segment], int]:
     """The sealed segments, and where the active one begins."""
-    with partition.locked():
+
+    def seal() -> tuple[list[Segment], int]:
         if force:
             partition.roll()
         slot = partition.slot
         active = slot.get(ACTIVE)
         return [s for s in partition.log.segments(slot.get(CHANGES)).values() if s.base < active], active
+
+    return partition.locked(seal)
 
 
 def _is_worthwhile(sealed: Sequence[Segment]) -> bool:
@@ -249,7 +251,8 @@ class _Rewrite:
     def _swap(self, scratch: str) -> None:
         """Under the lock: the new segment takes its place, unless retention was quicker."""
         partition = self._partition
-        with partition.locked():
+
+        def swap() -> None:
             try:
                 present = partition.log.refreshed(partition.slot.get(CHANGES))
                 if any(present.get(old.base) is None or present[old.base].path != old.path for old in self._group):
@@ -261,3 +264,5 @@ class _Rewrite:
                 partition.replaced(self._group)
             except MissingFile as error:
                 logger.info("compaction of %s gave way to retention: %s", partition.directory, error)
+
+        partition.locked(swap)

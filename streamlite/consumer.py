@@ -42,7 +42,7 @@ _FOLLOW_S: Final = 0.02
 class Consumer:
     """Reads topics, alone or as a member of a group. Made by `Bus.consumer`."""
 
-    def __init__(self, engine: Engine, topics: tuple[Any, ...], group: str | None, options: ConsumerOptions) -> None:
+    def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions) -> None:
         self._engine = engine
         self._ctx = engine.ctx
         self._clock = engine.ctx.clock
@@ -59,14 +59,22 @@ class Consumer:
         self._assignment = Assignment(engine, group, options, self)
         self._fetcher = self._assignment.fetcher
         self._handout = self._assignment.handout
-        if topics:
-            try:
-                self.subscribe(
-                    *topics, on_assign=options.on_assign, on_revoke=options.on_revoke, on_lost=options.on_lost
-                )
-            except BaseException:
-                self._assignment.abandon()  # nobody gets this consumer: it must not stay a member
-                raise
+        engine.adopt(self)
+
+    def _begin(self, topics: tuple[Any, ...]) -> None:
+        """Subscribe to what it was made for; whatever is raised here, it is no member of the group."""
+        try:
+            if topics:
+                self.subscribe(*topics)
+        except BaseException:
+            # Nobody gets this consumer: it must not stay a member. Without its lock it is dead to the others, whatever
+            # a signal handler raises in the rest; nothing runs before.
+            if self._assignment.membership is not None:
+                self._assignment.membership.unlock()
+            self._closed = True
+            self._assignment.abandon()
+            self._engine.forget(self)
+            raise
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._fetcher.tracks)} partitions"
@@ -86,7 +94,7 @@ class Consumer:
         The callbacks get `(consumer, partitions)`. Raises `UnknownTopicError` for a topic that is not there.
         """
         with self._busy:
-            self._check()
+            self._enter()
             if not topics:
                 raise ConfigError("subscribe to at least one topic; unsubscribe() reads nothing")
             given = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
@@ -97,25 +105,25 @@ class Consumer:
     def unsubscribe(self) -> None:
         """Read nothing; a member of a group commits what it processed and leaves."""
         with self._busy:
-            self._check()
+            self._enter()
             self._assignment.let_go()
 
     def assign(self, partitions: Any) -> None:
         """Read these `TopicPartition`s, without sharing them with a group's members; replaces what was read."""
         with self._busy:
-            self._check()
+            self._enter()
             self._assignment.assign([self._assignment.partition(tp) for tp in partitions])
 
     def assignment(self) -> set[TopicPartition]:
         """The partitions that this consumer reads now."""
         with self._busy:
-            self._check()
+            self._enter()
             return set(self._fetcher.tracks)
 
     def wait_assigned(self, timeout: float | None = None) -> set[TopicPartition]:
         """Wait until there are partitions to read, and return them; `TimeoutError`."""
         with self._busy:
-            self._check()
+            self._enter()
             deadline = self._deadline(timeout)
             self._assignment.tend()
             while not self._fetcher.tracks:
@@ -138,13 +146,12 @@ class Consumer:
         found: list[Message] = []
 
         def take(track: Track, room: int) -> int:
-            messages = track.messages(room)
-            if messages:
-                found.extend(messages)
-                self._handout.polled.append(track)
+            messages = self._handout.take(track, room)
+            found.extend(messages)
             return len(messages)
 
         self._poll(timeout, most, take, found)
+        self._handout.hand_out()
         return found
 
     def poll_columns(self, timeout: float = 0.0, max_messages: int | None = None) -> list[Columns]:
@@ -153,15 +160,17 @@ class Consumer:
         found: list[Columns] = []
 
         def take(track: Track, room: int) -> int:
+            self._handout.taking.append(track)
             taken = track.take(room)
             if taken is None:
+                self._handout.taking.pop()
                 return 0
             batch, start, stop = taken
             found.append(batch.columns(track.tp.topic, track.tp.partition, start, stop))
-            self._handout.polled.append(track)
             return stop - start
 
         self._poll(timeout, most, take, found)
+        self._handout.hand_out()
         return found
 
     def _most(self, asked: int | None) -> int:
@@ -173,21 +182,10 @@ class Consumer:
 
     def _poll(self, timeout: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]) -> None:
         with self._busy:
-            self._check()
+            self._enter()
             self._handout.take_back()
             self._handout.count_polled()
-            self._collect_or_none(self._deadline(timeout), most, take, found)
-
-    def _collect_or_none(
-        self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]
-    ) -> None:
-        """As `_collect`; what was taken when something is raised was not handed out."""
-        try:
-            self._collect(deadline, most, take, found)
-        except BaseException:
-            self._handout.take_back_all()
-            self._fetcher.start_over()
-            raise
+            self._collect(self._deadline(timeout), most, take, found)
 
     def _collect(self, deadline: float | None, most: int, take: Callable[[Track, int], int], found: list[Any]) -> None:
         """Take messages, waiting for the first until `deadline`; `found` stays empty where none came."""
@@ -284,10 +282,9 @@ class Consumer:
         `wakeup` and `close` end it too.
         """
         with self._busy:
-            self._check()
+            self._enter()
             self._deadline(timeout)
             self._handout.take_back_all()
-            self._fetcher.start_over()
         return self._loop(timeout)
 
     def _loop(self, timeout: float | None) -> Iterator[Message]:
@@ -314,7 +311,7 @@ class Consumer:
         found: list[Message] = []
 
         def take(track: Track, room: int) -> int:
-            messages = track.messages(room)
+            messages = self._handout.take(track, room)
             if not messages:
                 return 0
             found.extend(messages)
@@ -324,9 +321,10 @@ class Consumer:
         with self._busy:
             if self._closed:
                 return []
+            self._handout.give_up()
             self._handout.take_back()
             self._handout.count_polled()
-            self._collect_or_none(self._deadline(timeout), self._options.max_poll_messages, take, found)
+            self._collect(self._deadline(timeout), self._options.max_poll_messages, take, found)
             if self._assignment.membership is not None:
                 self._engine.ticker.watch(self)
         return found
@@ -360,7 +358,7 @@ class Consumer:
         from the committed offsets. `ConfigError` without a group.
         """
         with self._busy:
-            self._check()
+            self._enter()
             self._assignment.commit(message_or_offsets)
 
     def _for_transaction(self, engine: Engine) -> Assignment:
@@ -380,7 +378,7 @@ class Consumer:
     def committed(self, tp: TopicPartition) -> int | None:
         """The group's committed offset of a partition, `None` where there is none."""
         with self._busy:
-            self._check()
+            self._enter()
             if self.group is None:
                 raise ConfigError("committed offsets belong to a group: open the consumer with group=...")
             partition = self._assignment.partition(tp)
@@ -390,13 +388,13 @@ class Consumer:
     def position(self, tp: TopicPartition) -> int:
         """The offset of the next message that will be handed out."""
         with self._busy:
-            self._check()
+            self._enter()
             return self._handout.position(self._assignment.track(tp))
 
     def epoch(self, tp: TopicPartition) -> int:
         """What to keep beside a position in a store of one's own: `seek` takes it back."""
         with self._busy:
-            self._check()
+            self._enter()
             self._assignment.track(tp)
             return self._ctx.epoch
 
@@ -412,7 +410,7 @@ class Consumer:
     def seek(self, tp: TopicPartition, offset: int, epoch: int | None = None) -> None:
         """Hand out `offset` next; with the `epoch` it was noted in, capped where a stop of the machine cut the log."""
         with self._busy:
-            self._check()
+            self._enter()
             track = self._assignment.track(tp)
             check_offset(offset)
             if epoch is not None:
@@ -424,10 +422,10 @@ class Consumer:
     def _seek(self, track: Track, offset: int) -> None:
         if track is self._handout.run_track:
             self._handout.take_back()
-        track.seek(offset)
-        track.processed = track.noted = track.began = offset
         self._handout.polled = [other for other in self._handout.polled if other is not track]
         self._fetcher.wake(track)
+        track.seek(offset)
+        track.processed = track.noted = track.began = offset
 
     def seek_to_beginning(self, *tps: TopicPartition) -> None:
         """Go back to the first offset of these partitions, or of all assigned ones."""
@@ -442,13 +440,13 @@ class Consumer:
                 self._seek(track, track.partition.end())
 
     def _tracks(self, tps: tuple[TopicPartition, ...]) -> list[Track]:
-        self._check()
+        self._enter()
         return [self._assignment.track(tp) for tp in tps] if tps else list(self._fetcher)
 
     def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, int | None]:
         """For each partition the first offset with that timestamp (ms) or a later one; `None` when there is none."""
         with self._busy:
-            self._check()
+            self._enter()
             found: dict[TopicPartition, int | None] = {}
             for tp, timestamp_ms in times.items():
                 partition = self._assignment.partition(tp)
@@ -460,20 +458,20 @@ class Consumer:
     def lag(self) -> dict[TopicPartition, int]:
         """How many messages each assigned partition has from the position to its end."""
         with self._busy:
-            self._check()
+            self._enter()
             self._ctx.hurry()
             return {track.tp: max(0, track.partition.end() - self._handout.position(track)) for track in self._fetcher}
 
     def beginning_offsets(self, tps: Any) -> dict[TopicPartition, int]:
         """The first offset of each partition."""
         with self._busy:
-            self._check()
+            self._enter()
             return {partition.tp: partition.start() for partition in map(self._assignment.partition, tps)}
 
     def end_offsets(self, tps: Any) -> dict[TopicPartition, int]:
         """The next offset of each partition."""
         with self._busy:
-            self._check()
+            self._enter()
             self._ctx.hurry()
             return {partition.tp: partition.end() for partition in map(self._assignment.partition, tps)}
 
@@ -491,13 +489,12 @@ class Consumer:
         """Hand out messages of these partitions again."""
         with self._busy:
             for track in self._tracks(tps) if tps else ():
-                track.paused = False
-                self._fetcher.wake(track)
+                self._fetcher.resume(track)
 
     def paused(self) -> set[TopicPartition]:
         """The partitions that are paused."""
         with self._busy:
-            self._check()
+            self._enter()
             return {track.tp for track in self._fetcher if track.paused}
 
     def wakeup(self) -> None:
@@ -519,9 +516,12 @@ class Consumer:
             try:
                 self._assignment.let_go()
             finally:
-                self._closed = True
-                self._waiter.close()
-                self._engine.forget(self)
+                self._leaving = False
+                # While it is a member (a signal handler ended this before it began), it can be closed again.
+                if self._assignment.membership is None:
+                    self._closed = True
+                    self._waiter.close()
+                    self._engine.forget(self)
 
     def __reduce__(self) -> NoReturn:
         raise not_picklable("consumer")
@@ -531,6 +531,11 @@ class Consumer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _enter(self) -> None:
+        """What every call does first, once it holds `_busy`."""
+        self._check()
+        self._handout.give_up()
 
     def _check(self) -> None:
         self._ctx.check()

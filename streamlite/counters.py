@@ -113,6 +113,18 @@ class Slot:
         """Store one of the words POSITION to NUMBERED."""
         self._details[self._at + word] = value
 
+    def publish(self, position: int, max_time: int, end: int, bases: list[int], into: list[int]) -> None:
+        """End an append: its words, then the end, and its base offsets noted in `into`; WRITING is cleared.
+
+        Nothing here calls anything, so that no signal handler runs between the publication and the note of it.
+        """
+        details, at = self._details, self._at
+        details[at + POSITION] = position
+        details[at + MAX_TIME] = max_time
+        self._ends[self._index] = end
+        into += bases
+        details[at + FLAGS] = 0
+
     def add_flag(self, flag: int) -> None:
         """Set a bit of the flags; under the partition's lock."""
         self._details[self._at + FLAGS] |= flag

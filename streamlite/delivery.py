@@ -13,7 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -63,40 +65,37 @@ class Outcome:
         """Timestamps one by one, where they were given."""
         self.ids: Sequence[int] | None = None
         """Which object stands at which place, for those that a `Delivery` keeps alive."""
-        self._callbacks: list[tuple[Any, Callable[[Delivery], Any]]] | None = None
+        self._callbacks: deque[tuple[Callable[[Delivery], Any], Delivery]] | None = None
         self._waiting: list[threading.Lock] = []  # one for each who waits, released when it is done
 
     def settle(self, base: int, error: StreamliteError | None) -> None:
-        """The batch stands at `base`, or failed. Wakes who waits, runs the callbacks."""
+        """The batch stands at `base`, or failed. Wakes who waits, runs the callbacks; goes on where it was cut off."""
         with self.sender.mutex:
-            if self.done:
-                return
-            self.base = base
-            self.error = error
-            self.done = True
+            if not self.done:
+                self.base = base
+                self.error = error
+                self.done = True
             waiting, self._waiting = self._waiting, []
-            callbacks, self._callbacks = self._callbacks, None
         for lock in waiting:
             lock.release()
-        if callbacks is not None:
-            for item, callback in callbacks:
-                self._call(callback, item)
-
-    def _call(self, callback: Callable[[Delivery], Any], item: Any) -> None:
-        try:
-            callback(Delivery(self, item))
-        except Exception:
-            logger.exception("a delivery callback failed: %r", callback)
+        if self._callbacks:
+            _run(self._callbacks)
 
     def add_callback(self, item: Any, callback: Callable[[Delivery], Any]) -> None:
         """Call it when done; at once if it is."""
         with self.sender.mutex:
             if not self.done:
                 if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append((item, callback))
+                    self._callbacks = deque()
+                self._callbacks.append((callback, Delivery(self, item)))
                 return
-        self._call(callback, item)
+        _run(deque([(callback, Delivery(self, item))]))
+
+    def expect(self, callbacks: Sequence[tuple[Callable[[Delivery], Any], Delivery]]) -> None:
+        """Under the producer's mutex, before it is done: call these as well. Calls nothing itself."""
+        if self._callbacks is None:
+            self._callbacks = deque()
+        self._callbacks += callbacks
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until done; whether it is."""
@@ -127,6 +126,20 @@ class Outcome:
             return self.stamps[index]
         places = sorted(self.steps)
         return self.steps[places[max(bisect_right(places, index) - 1, 0)]]
+
+
+def _run(callbacks: deque[tuple[Callable[[Delivery], Any], Delivery]]) -> None:
+    """Call all of them, each once, whoever else runs the same.
+
+    A `for` statement takes the next one and calls it with nothing in between: a signal handler that raises does so in
+    the application's callback, or while the callback is still to be found here.
+    """
+    with suppress(IndexError):  # none left
+        for callback, delivery in iter(callbacks.popleft, None):
+            try:
+                callback(delivery)
+            except Exception:
+                logger.exception("a delivery callback failed: %r", callback)
 
 
 class Delivery(msgspec.Struct, gc=False, eq=False):
@@ -284,16 +297,12 @@ class BulkDelivery(Delivery, gc=False, eq=False):
 
     def add_done_callback(self, fn: Callable[[Delivery], Any]) -> None:
         outcomes = self._outcomes()
-        left = [len(outcomes)]
-        mutex = threading.Lock()
+        once: deque[tuple[Callable[[Delivery], Any], Delivery]] = deque([(fn, self)])
 
         # Outcomes are settled in any order and thread; the last one calls.
         def settled(_: Delivery) -> None:
-            with mutex:
-                left[0] -= 1
-                last = left[0] == 0
-            if last:
-                fn(self)
+            if self.done():
+                _run(once)
 
         if not outcomes:
             self._outcome.add_callback(0, lambda _: fn(self))

@@ -82,6 +82,8 @@ class Engine:
         self.opened: dict[Any, None] = {}
         """Producers, consumers and workers that close before the log does, the last opened first."""
         self._closing = False
+        self._closed = False
+        self._failures: list[Exception] = []  # of the handles that were closed, to be raised in the end
         _engines.add(self)
 
     @classmethod
@@ -99,10 +101,11 @@ class Engine:
         files = _files(location, read_only) if isinstance(location, str) else location
         if read_only:
             return cls._open_read_only(files, clock, lock_timeout)
-        identity = read_identity(files)  # before a lock file is created in a directory that is no bus
+        read_identity(files)  # before a lock file is created in a directory that is no bus
         lock = Guard(lambda: bus_lock, f"the bus {files.root}")
         bus_lock = files.lock(BUS_LOCK)
-        with lock.hold(lock_timeout):
+
+        def join() -> Engine:
             identity = read_identity(files) or create_identity(files)
             open_lock = files.lock(OPEN_LOCK)
             first = open_lock.acquire()
@@ -111,9 +114,13 @@ class Engine:
             try:
                 engine._join(first, share=location != MEMORY)
             except BaseException:
+                open_lock.unlock()
                 _engines.discard(engine)
-                open_lock.release()
                 raise
+            return engine
+
+        engine = lock.run(join, lock_timeout)
+        ctx = engine.ctx
         if location != MEMORY:
             engine.syncer = Syncer(ctx, engine.registry, sync_interval_s)
             ctx.on_sealed = engine.syncer.woken
@@ -173,24 +180,38 @@ class Engine:
 
     def close(self) -> None:
         """Close what was opened on top, then the log; the last one to close leaves the mark. Idempotent."""
-        if self._closing:
+        if self._closing or self._closed:
             return
         self._closing = True
-        failures: list[Exception] = []
+        try:
+            self._close()
+        finally:
+            self._closing = False
+        if self._failures:
+            failure = self._failures[0]
+            self._failures = []
+            raise failure
+
+    def _close(self) -> None:
+        """Every part of it can be done again, where a signal handler ended the first call."""
         for handle in reversed(list(self.opened)):
             try:
                 handle.close()
             except StreamliteError as error:
-                failures.append(error)
+                self._failures += [error]
         try:
             self._stop()
-        finally:
-            self.ctx.closed = True
-            self.ctx.bell.ring()
-            self.ctx.handles.close()
-            self.ctx.files.close()
-        if failures:
-            raise failures[0]
+        except StreamliteError:
+            self._end()
+            raise
+        self._end()
+
+    def _end(self) -> None:
+        self.ctx.closed = True
+        self.ctx.bell.ring()
+        self.ctx.handles.close()
+        self.ctx.files.close()
+        self._closed = True
 
     @property
     def shared(self) -> bool:
@@ -251,12 +272,16 @@ class Engine:
                 self.syncer.sync_dirty()
         if self.ctx.read_only or self.ctx.forked:
             return
-        with self._lock.hold(self.ctx.lock_timeout):
+
+        def leave() -> None:
             try:
                 if self._open_lock.acquire():
                     self._leave_clean()
             finally:
+                self._open_lock.unlock()  # before any signal handler may raise: nobody could open the bus any more
                 self._open_lock.release()
+
+        self._lock.run(leave, self.ctx.lock_timeout)
 
     def _leave_clean(self) -> None:
         """As the last one: sync all, then say so. Where that fails, there is no mark, and the next opener recovers."""

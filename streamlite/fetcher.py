@@ -11,7 +11,7 @@ A track knows three offsets: `position`, the next to hand out; `processed`, up t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ class Track:
 
     __slots__ = (
         "at", "batch", "began", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
-        "processed", "queued", "tp", "value",
+        "processed", "told", "tp", "value",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int, types: tuple[Serde | None, Serde | None]) -> None:
@@ -48,7 +48,7 @@ class Track:
         self.noted = offset  # what need not be committed: it is, or nothing was processed since
         self.ownership = 0
         self.paused = False
-        self.queued = False
+        self.told = False  # whether the application was told that it is assigned
         self.batch: Batch | None = None  # decoded and not all handed out; `at` is the next of it
         self.at = 0
 
@@ -63,6 +63,12 @@ class Track:
         if self.position != self.processed:
             self.seek(self.processed)
 
+    def start_over(self) -> None:
+        """As `rewind`, whatever was cut off in the middle: nothing but `processed` is believed."""
+        self.cursor = Cursor(self.partition, self.processed)
+        self.batch = None
+        self.position = self.processed
+
     def load(self) -> Batch | None:
         """The batch that holds the next message, `at` standing at it; `None` at the published end."""
         batch = self.batch
@@ -74,9 +80,10 @@ class Track:
             self._pass_gap(cursor.offset)
             return None
         offsets = batch.offsets
-        self.at = 0 if offsets[0] >= cursor.offset else bisect_left(offsets, cursor.offset)
-        cursor.offset = batch.header.next_offset
-        self.batch = batch
+        at = 0 if offsets[0] >= cursor.offset else bisect_left(offsets, cursor.offset)
+        following = batch.header.next_offset
+        # Together, with no call in between: or a signal handler that raises there has this batch passed over.
+        self.at, cursor.offset, self.batch = at, following, batch
         return batch
 
     def _pass_gap(self, offset: int) -> None:
@@ -96,8 +103,9 @@ class Track:
         stop = start + most
         if stop >= count:
             stop = count
+            following = batch.header.next_offset
             self.batch = None
-            self.position = batch.header.next_offset
+            self.position = following
         else:
             self.at = stop
             self.position = batch.offsets[stop]
@@ -144,12 +152,16 @@ def _decoded(batch: Batch, start: int, stop: int, track: Track) -> list[Message]
 
 
 class Fetcher:
-    """The tracks of one consumer, and which are worth a look."""
+    """The tracks of one consumer, and which are worth a look.
+
+    A signal handler may raise between any two steps. So whether a track is read is said in one place, `tracks`: what
+    else still has it is cleared away by who comes across it. And a page counts as seen once all that it says was done.
+    """
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self.tracks: dict[TopicPartition, Track] = {}
-        self._ready: deque[Track] = deque()
+        self._ready: OrderedDict[Track, None] = OrderedDict()
         self._blocks: dict[int, dict[int, Track]] = {}  # block -> place in it -> track
         self._pages: dict[int, bytes] = {}  # the ends of a block as they were at the last look
 
@@ -158,10 +170,10 @@ class Fetcher:
 
     def add(self, track: Track) -> None:
         """Begin to read a partition."""
-        self.tracks[track.tp] = track
         number = track.partition.slot.number
         self._blocks.setdefault(number // SLOTS, {})[number % SLOTS] = track
         self.wake(track)
+        self.tracks[track.tp] = track
 
     def drop(self, tp: TopicPartition) -> Track | None:
         """Read it no more."""
@@ -169,12 +181,11 @@ class Fetcher:
         if track is not None:
             number = track.partition.slot.number
             block = self._blocks[number // SLOTS]
-            del block[number % SLOTS]
+            block.pop(number % SLOTS, None)
             if not block:
-                del self._blocks[number // SLOTS]
+                self._blocks.pop(number // SLOTS, None)
                 self._pages.pop(number // SLOTS, None)
-            if track.queued:
-                self._ready.remove(track)
+            self._ready.pop(track, None)
         return track
 
     def clear(self) -> None:
@@ -186,16 +197,17 @@ class Fetcher:
 
     def wake(self, track: Track) -> None:
         """It may have something to read."""
-        if not track.queued and not track.paused:
-            track.queued = True
-            self._ready.append(track)
+        if not track.paused:
+            self._ready[track] = None
 
-    def start_over(self) -> None:
-        """Look at every partition again: whatever a signal handler interrupted, none is forgotten."""
-        self._pages.clear()
-        self._ready = deque(track for track in self.tracks.values() if not track.paused)
-        for track in self.tracks.values():
-            track.queued = not track.paused
+    def resume(self, track: Track) -> None:
+        """It is paused no more."""
+        self._ready[track] = None
+        track.paused = False
+
+    def is_ready(self, track: Track) -> bool:
+        """Whether it may have something to read."""
+        return track in self._ready
 
     def look(self) -> bool:
         """Find out which partitions got something; whether any is ready."""
@@ -207,11 +219,11 @@ class Fetcher:
             page = counters.ends_page(block).tobytes()
             before = pages.get(block)
             if page != before:
-                pages[block] = page
                 for place in _changed(page, before, tracks):
                     found = tracks.get(place)
                     if found is not None:
                         self.wake(found)
+                pages[block] = page
         return bool(self._ready)
 
     def settle_left(self) -> None:
@@ -230,20 +242,16 @@ class Fetcher:
         """
         ready = self._ready
         while room > 0 and ready:
-            track = ready[0]
-            if track.paused:
-                ready.popleft()
-                track.queued = False
+            track = next(iter(ready))
+            if track.paused or self.tracks.get(track.tp) is not track:
+                ready.pop(track, None)
                 continue
             taken = take(track, room)
             room -= taken
             if not taken:
-                # Anybody may have dropped or queued tracks meanwhile.
-                if ready and ready[0] is track:
-                    ready.popleft()
-                track.queued = False
-            elif room <= 0:
-                ready.rotate(-1)  # another one's turn next time
+                ready.pop(track, None)
+            elif room <= 0 and track in ready:
+                ready.move_to_end(track)  # another one's turn next time
 
 
 def _changed(page: bytes, before: bytes | None, tracks: dict[int, Any]) -> Iterable[int]:

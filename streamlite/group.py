@@ -1,7 +1,8 @@
 """A consumer group in a directory: who its members are, who owns which partition, and committing under that.
 
-`groups/<name>/` holds a lock, the state (`group_state`, replaced as a whole), a mapped control page whose first word is
-the generation, and for each member a locked file and a mapped page with the time it last asked for messages. Rules:
+`groups/<name>/` holds a lock, the state (`group_state`, in two files that are overwritten in turn), a mapped control
+page whose first word is the generation, and for each member a locked file and a mapped page with the time it last asked
+for messages. Rules:
 
 * The group's lock guards the state, and every commit: check of ownership, append and publication of a commit are one
   step under it, and so is every rebalance. So a commit is refused if, and only if, that ownership has ended.
@@ -11,6 +12,11 @@ the generation, and for each member a locked file and a mapped page with the tim
 * Whoever holds the lock applies events to the state and stores what comes of it; members compare the generation word
   with the one they saw, a load from memory, whenever they are asked for messages, and look into the state when it
   moved.
+* A state is numbered by the generation word that it is published under, and the number says in which of the two files
+  it is: the other one keeps the state before it until the word is stored. So one that a killed process left
+  half-written does not count, and one older than the word says is not taken for the newest. To replace a file by a
+  rename would do as well, but where the name was taken ext4 writes the new file to the device first: milliseconds, at
+  times two hundred.
 * A new owner reads the committed offset under the lock. The state is no database: after a stop of the machine it may be
   gone, with all its members. What is committed is in the offsets log.
 """
@@ -18,10 +24,9 @@ the generation, and for each member a locked file and a mapped page with the tim
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -32,7 +37,7 @@ from streamlite.errors import FencedError, GroupActiveError
 from streamlite.files import FileLock, MissingFile, process_id, random_number
 from streamlite.format import checksum
 from streamlite.group_state import GroupState, may_commit, owned_by, to_release
-from streamlite.locks import Guard, block_frame
+from streamlite.locks import Guard
 from streamlite.message import TopicPartition
 from streamlite.offsets import Position
 from streamlite.partition import Partition
@@ -48,13 +53,36 @@ _ASKED: Final = 0
 _PATIENCE: Final = 1
 _WAITING: Final = 2
 _PAGE: Final = 4096
+_LOOKS_MOST: Final = 8
+"""Members that another one looks at each time: of that many looks, hardly ever all miss the one that died."""
+
+_T = TypeVar("_T")
 
 
 class _Stored(msgspec.Struct, array_like=True):
-    """The state file's content: the state, and which incarnation of each topic it speaks of."""
+    """A state file's content: the state, which incarnation of each topic it speaks of, and the state's number."""
 
     state: bytes
     incarnations: dict[str, int]
+    number: int
+
+
+def _packed(stored: _Stored) -> bytes:
+    """A state as a file begins with it; what a longer one left behind it is not looked at."""
+    body = msgspec.msgpack.encode(stored)
+    content = len(body).to_bytes(8, "little") + body
+    return checksum(content).to_bytes(8, "little") + content
+
+
+def _unpacked(data: bytes) -> _Stored:
+    """What a state file begins with; `ValueError` where that is not whole."""
+    end = 16 + int.from_bytes(data[8:16], "little")
+    if end > len(data) or checksum(data[8:end]) != int.from_bytes(data[:8], "little"):
+        raise ValueError("its checksum does not hold")
+    try:
+        return msgspec.msgpack.decode(data[16:end], type=_Stored)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
 class GroupFiles:
@@ -64,6 +92,7 @@ class GroupFiles:
         self._ctx = engine.ctx
         self.name = name
         self.directory = f"{DIRECTORY}/{name}"
+        self._paths = f"{self.directory}/state.0", f"{self.directory}/state.1"
         self.guard = self._ctx.guard(f"{self.directory}/lock", f"group {name!r}")
         if not self._ctx.read_only:
             files = self._ctx.files
@@ -73,6 +102,9 @@ class GroupFiles:
         self._state = GroupState()
         self._incarnations: dict[str, int] = {}
         self._loaded = -1  # the generation word that _state is of
+        self._own: WeakValueDictionary[str, FileLock] = WeakValueDictionary()  # of this bus's members, while they live
+        self._pages: dict[str, memoryview] = {}  # by member: mapping one takes longer than all else about it
+        self._turn = 0  # which of many members are looked at next
 
     @staticmethod
     def of(engine: Engine, name: str) -> GroupFiles:
@@ -93,47 +125,64 @@ class GroupFiles:
             return set()
         found = set()
         for name in names:
-            with GroupFiles.of(engine, name).locked() as state:
-                if state.members:
-                    found.add(name)
+            if GroupFiles.of(engine, name).locked(lambda state: bool(state.members)):
+                found.add(name)
         return found
 
     # -- the state ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def locked(self, frame: FrameType | None = None) -> Iterator[GroupState]:
-        """Under the group's lock, the state with the dead taken out; of a bus that only reads, as it was left."""
+    def locked(self, call: Callable[[GroupState], _T]) -> _T:
+        """Call it under the group's lock with the state, the dead taken out; of a bus that only reads, as it is."""
         if self._ctx.read_only:
-            yield self._read()[0]
-            return
-        with self.guard.hold(self._ctx.lock_timeout, frame or block_frame()):
+            return call(self._read()[0])
+
+        def settled() -> _T:
             try:
-                yield self.settled()
+                return call(self.settled())
             finally:
                 self.control[_FREED] = self.now_ms()
+
+        return self.guard.run(settled, self._ctx.lock_timeout)
 
     def load(self) -> GroupState:
         """The state, under the lock; from memory while the generation did not move."""
         generation = self.control[_GENERATION]
         if generation != self._loaded:
-            self._state, self._incarnations = self._read()
+            self._state, self._incarnations, number = self._read(generation)
+            if number > generation:
+                # Who wrote it died before he could say so, or the machine stopped: it counts from now on.
+                self.control[_GENERATION] = generation = number
             self._loaded = generation
+            for member in list(self._pages):
+                if member not in self._state.members and member not in self._own:
+                    self._pages.pop(member, None)
         return self._state
 
-    def _read(self) -> tuple[GroupState, dict[str, int]]:
-        path = f"{self.directory}/state"
-        try:
-            data = self._ctx.files.read_file(path)
-        except MissingFile:
-            return GroupState(), {}
-        try:
-            if checksum(data[8:]) != int.from_bytes(data[:8], "little"):
-                raise ValueError("its checksum does not hold")
-            stored = msgspec.msgpack.decode(data[8:], type=_Stored)
-            return states.decode(stored.state), stored.incarnations
-        except (msgspec.DecodeError, ValueError) as error:
-            logger.warning("the state of group %r makes no sense (%s): its members join anew", self.name, error)
-            return GroupState(), {}
+    def _read(self, least: int = 0) -> tuple[GroupState, dict[str, int], int]:
+        """The newest state of the two files and its number; none of a number below `least`."""
+        found: _Stored | None = None
+        wrong: object = None
+        for path in self._paths:
+            try:
+                one = _unpacked(self._ctx.files.read_file(path))
+            except MissingFile:
+                continue
+            except ValueError as error:
+                # The first state of all, half-written, was never in force.
+                wrong = error if least or path != self._paths[1] else wrong
+                continue
+            if found is None or one.number > found.number:
+                found = one
+        if found is not None and found.number < least:
+            wrong = f"its number is {found.number} and should be {least}"
+        elif found is not None:
+            try:
+                return states.decode(found.state), found.incarnations, found.number
+            except ValueError as error:
+                wrong = error
+        if wrong is not None:
+            logger.warning("the state of group %r makes no sense (%s): its members join anew", self.name, wrong)
+        return GroupState(), {}, 0
 
     def apply(self, event: states.Event) -> GroupState:
         """Apply an event and store what comes of it, under the lock."""
@@ -144,13 +193,13 @@ class GroupFiles:
         return after
 
     def _store(self, state: GroupState) -> None:
-        body = msgspec.msgpack.encode(_Stored(states.encode(state), self._incarnations))
-        data = checksum(body).to_bytes(8, "little") + body
-        self._ctx.files.replace_file(f"{self.directory}/state", data, sync=False)
-        self._state = state
         # Generations of the state begin anew when it was lost; the word only rises, so that everybody looks.
-        self._loaded = self.control[_GENERATION] + 1
-        self.control[_GENERATION] = self._loaded
+        number = self.control[_GENERATION] + 1
+        data = _packed(_Stored(states.encode(state), self._incarnations, number))
+        self._loaded = -1  # whoever is cut off here looks again, and takes the old state or the new one
+        self._ctx.files.open(self._paths[number % 2], create=True).write([data], 0)
+        self._state = state
+        self._loaded = self.control[_GENERATION] = number
         self._ctx.bell.ring()
 
     def settled(self) -> GroupState:
@@ -181,10 +230,16 @@ class GroupFiles:
         if deadline is not None and deadline <= self.now_ms():
             return True
         others = [one for one, found in state.members.items() if one != me and not found.dead]
+        if len(others) > _LOOKS_MOST:
+            # Each of a hundred members looks ten times a second: at some of the others, and all at all of them.
+            self._turn = at = (self._turn + _LOOKS_MOST) % len(others)
+            others = (others + others)[at : at + _LOOKS_MOST]
         return any(self.is_dead(one) or self.hangs(one) for one in others)
 
     def is_dead(self, member: str) -> bool:
         """Whether nobody holds the member's lock."""
+        if member in self._own:
+            return False
         try:
             lock = self._ctx.files.lock(self._member(member), create=False)
         except MissingFile:
@@ -196,11 +251,13 @@ class GroupFiles:
 
     def hangs(self, member: str) -> bool:
         """Whether the member did not ask for messages for its `max_poll_interval_ms`."""
-        try:
-            self._ctx.files.open(f"{self._member(member)}.asked")
-        except MissingFile:
-            return False  # it has just left
-        page = self.page(member)
+        page = self._pages.get(member)
+        if page is None:
+            try:
+                self._ctx.files.open(f"{self._member(member)}.asked")
+            except MissingFile:
+                return False  # it has just left
+            page = self.page(member)
         patience = page[_PATIENCE]
         since = max(page[_ASKED], self.control[_FREED]) if page[_WAITING] else page[_ASKED]
         return bool(patience) and self.now_ms() - since > patience
@@ -214,17 +271,22 @@ class GroupFiles:
 
     def page(self, member: str) -> memoryview:
         """The member's mapped words."""
-        return self._ctx.files.map(f"{self._member(member)}.asked", 0, _PAGE).cast("Q")
+        page = self._pages[member] = self._ctx.files.map(f"{self._member(member)}.asked", 0, _PAGE).cast("Q")
+        return page
 
-    def lock_member(self, member: str) -> FileLock:
-        """The member's lock, taken: for as long as it is held, the member lives."""
-        lock = self._ctx.files.lock(self._member(member))
-        taken = lock.acquire()
-        assert taken, member  # its name is random: nobody else knows it yet
+    def member_lock(self, member: str) -> FileLock:
+        """The member's lock: for as long as it is held, the member lives."""
+        lock = self._own[member] = self._ctx.files.lock(self._member(member))
         return lock
+
+    def forget_member(self, member: str) -> None:
+        """The member is about to live no more, whether or not its files could be removed."""
+        self._own.pop(member, None)
 
     def remove_member(self, member: str) -> None:
         """Remove the files of a member that is gone, under the group's lock."""
+        self._own.pop(member, None)
+        self._pages.pop(member, None)
         self._ctx.files.remove(f"{self._member(member)}.asked")
         self._ctx.files.remove(self._member(member))
 
@@ -260,6 +322,7 @@ class GroupFiles:
 class News(NamedTuple):
     """What changed for a member: partitions it got (and since which generation it owns them), is to release, lost."""
 
+    generation: int
     assigned: dict[TopicPartition, int]
     revoked: list[TopicPartition]
     lost: list[TopicPartition]
@@ -284,9 +347,10 @@ class Membership:
         self._alone = alone
         self.id = f"{random_number():016x}{random_number():08x}"[:24]
         self._lock: FileLock | None = None
+        self.unlock: Callable[[], object] = bool
+        """Makes it dead to the others, in one call of C: see `FileLock.unlock`."""
         self._page: memoryview | None = None
         self._names: Sequence[str] = ()
-        self._have: dict[TopicPartition, int] = {}
         self._seen = -1
 
     def join(self, names: Sequence[str]) -> None:
@@ -294,12 +358,14 @@ class Membership:
         self._names = names
         files = self._files
         if self._lock is None:
-            self._lock = files.lock_member(self.id)
-            self._page = files.page(self.id)
-            self._page[_PATIENCE] = self._options.max_poll_interval_ms
-            self.stamp()
-        with self._locked():
-            self._join()
+            self._lock = files.member_lock(self.id)
+            self.unlock = self._lock.unlock
+        taken = self._lock.acquire()
+        assert taken, self.id  # its name is random: nobody else knows it yet
+        self._page = files.page(self.id)
+        self._page[_PATIENCE] = self._options.max_poll_interval_ms
+        self.stamp()
+        self._locked(lambda state: self._join())
 
     def _join(self) -> None:
         """Under the lock."""
@@ -329,36 +395,42 @@ class Membership:
     def look_for_dead(self) -> None:
         """See whether another member is gone; if so, share out what it had."""
         if not self._alone and self._files.needs_settling(self.id):
-            with self._locked():
-                pass
+            self._locked(lambda state: None)
 
     def changed(self) -> bool:
         """Whether the group moved since `sync`: a load from memory."""
         return not self._alone and self._files.control[_GENERATION] != self._seen
 
-    def sync(self) -> News:
-        """What the group's state says of this member now. Whoever was put out joins again, with nothing."""
-        with self._locked():
-            state = self._files.load()
-            # A member that was put out comes here because it asks for messages, so it may come back at once.
-            out = self.id not in state.members
-            if out:
-                self._require_not_replaced(state)
-                self._join()
-                state = self._files.load()
-            owned = owned_by(state, self.id)
-            self._seen = self._files.control[_GENERATION]
-        lost = [tp for tp, generation in self._have.items() if owned.get(tp) != generation]
-        for tp in lost:
-            del self._have[tp]
-        release = to_release(state, self.id)
-        revoked = [tp for tp in release if tp in self._have]
-        never_had = release - self._have.keys()
+    def sync(self, have: Mapping[TopicPartition, int]) -> News:
+        """What the group's state says of this member, against what it has, by the generation since when.
+
+        Whoever was put out joins again, with nothing. Nothing is remembered here: until `caught_up` is told that all of
+        it was done, `changed` holds and it is said again, to a member that has what it has by then.
+        """
+        if self._alone:
+            return News(self._seen, {}, [], [])
+        state, generation = self._locked(self._look)
+        owned, release = owned_by(state, self.id), to_release(state, self.id)
+        lost = [tp for tp, since in have.items() if owned.get(tp) != since]
+        kept = have.keys() - lost
+        revoked = [tp for tp in release if tp in kept]
+        never_had = release - kept
         if never_had:
             self.released(never_had)
-        assigned = {tp: generation for tp, generation in owned.items() if tp not in self._have and tp not in release}
-        self._have |= assigned
-        return News(assigned, revoked, lost)
+        assigned = {tp: since for tp, since in owned.items() if tp not in kept and tp not in release}
+        return News(generation, assigned, revoked, lost)
+
+    def _look(self, state: GroupState) -> tuple[GroupState, int]:
+        """Under the lock: the state with this member in it, and the generation word."""
+        # A member that was put out comes here because it asks for messages, so it may come back at once.
+        if self.id not in state.members:
+            self._require_not_replaced(state)
+            self._join()
+        return self._files.load(), self._files.control[_GENERATION]
+
+    def caught_up(self, generation: int) -> None:
+        """All that `sync` said at this generation is done."""
+        self._seen = generation
 
     def _require_not_replaced(self, state: GroupState) -> None:
         name = self._options.member
@@ -367,36 +439,41 @@ class Membership:
                 f"member {name!r} of group {self.group!r} was replaced by another consumer of that name: close this one"
             )
 
-    def released(self, partitions: object) -> None:
+    def released(self, partitions: Iterable[TopicPartition]) -> None:
         """These are worked on no longer, and what is to be committed of them is."""
-        given = list(partitions)  # type: ignore[call-overload]
-        for tp in given:
-            self._have.pop(tp, None)
-        with self._locked():
-            self._files.apply(states.Released(member=self.id, partitions=given))
+        event = states.Released(member=self.id, partitions=list(partitions))
+        self._locked(lambda state: self._files.apply(event))
 
     def committed(self, partitions: Sequence[Partition]) -> list[Position | None]:
         """What the group committed of these; nothing newer is on its way."""
-        offsets = self._engine.offsets
-        with self._locked():
-            return [offsets.get(self.group, one.tp, one.topic.incarnation, surely=True) for one in partitions]
+        get = self._engine.offsets.get
+        return self._locked(
+            lambda state: [get(self.group, one.tp, one.topic.incarnation, surely=True) for one in partitions],
+        )
 
     def begin(self, partitions: Sequence[Partition], start: Callable[[Partition], int]) -> None:
         """Commit where the group begins in topics, all of whose partitions these are, unless it knows them already."""
         offsets, ctx = self._engine.offsets, self._engine.ctx
-        with self._locked():
-            topics = {(topic, incarnation) for topic, incarnation, _ in offsets.of_group(self.group)}
+
+        def begin(state: GroupState) -> None:
+            known = offsets.of_group(self.group, surely=True)
+            topics = {(topic, incarnation) for topic, incarnation, _ in known}
             new = [one for one in partitions if (one.topic.name, one.topic.incarnation) not in topics]
             if new:
                 positions = {one.tp: Position(one.topic.incarnation, start(one), ctx.epoch) for one in new}
                 offsets.commit(self.group, positions)
 
+        self._locked(begin)
+
     def commit(self, positions: Mapping[TopicPartition, Position], ownerships: Mapping[TopicPartition, int]) -> None:
         """Commit all of it, or, where one ownership has ended, nothing: `FencedError`."""
-        with self._waiting(), self._files.guard.hold(self._engine.ctx.lock_timeout):
+
+        def commit() -> None:
             self.require_owned(positions, ownerships)
             self._engine.offsets.commit(self.group, positions)
             self.is_freeing()
+
+        self._waiting(lambda: self._files.guard.run(commit, self._engine.ctx.lock_timeout))
 
     @property
     def guard(self) -> Guard:
@@ -430,48 +507,43 @@ class Membership:
         """Under the group's lock, which is about to be free."""
         self._files.control[_FREED] = self._files.now_ms()
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _waiting(self, call: Callable[[], _T]) -> _T:
         self.begin_waiting()
         try:
-            yield
+            return call()
         finally:
             self.end_waiting()
 
-    @contextmanager
-    def _locked(self) -> Iterator[GroupState]:
-        with self._waiting(), self._files.locked(block_frame()) as state:
-            yield state
+    def _locked(self, call: Callable[[GroupState], _T]) -> _T:
+        """Call it under the group's lock, with its state."""
+        return self._waiting(lambda: self._files.locked(call))
 
-    def _refused(self, partitions: object, ownerships: Mapping[TopicPartition, int]) -> list[TopicPartition]:
+    def _refused(
+        self, partitions: Iterable[TopicPartition], ownerships: Mapping[TopicPartition, int]
+    ) -> list[TopicPartition]:
         state = self._files.load()
-        asked: list[TopicPartition] = list(partitions)  # type: ignore[call-overload]
         if self._alone:
-            return [tp for tp in asked if tp in state.owned]
-        return [tp for tp in asked if not may_commit(state, self.id, tp, ownerships.get(tp, -1))]
-
-    def retry(self, partitions: Iterable[TopicPartition]) -> None:
-        """What `sync` said of these could not be done: let it be said again."""
-        for tp in partitions:
-            self._have.pop(tp, None)
-        self._seen = -1
+            return [tp for tp in partitions if tp in state.owned]
+        return [tp for tp in partitions if not may_commit(state, self.id, tp, ownerships.get(tp, -1))]
 
     def lost_of(self, ownerships: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         """Those of these ownerships that have ended."""
-        with self._locked():
-            lost = self._refused(ownerships.keys(), ownerships)
-        for tp in lost:
-            self._have.pop(tp, None)
-        return lost
+        return self._locked(lambda state: self._refused(ownerships.keys(), ownerships))
 
     def leave(self) -> None:
         """Leave the group at once; others take over what this member had."""
-        lock, self._lock = self._lock, None
+        lock = self._lock
         if lock is None:
             return
         try:
-            with self._locked():
-                self._files.apply(states.Leave(member=self.id))
-                self._files.remove_member(self.id)
+            self._locked(lambda state: self._leave())
         finally:
-            lock.release()
+            # Without its lock a member is dead to the others, should the rest have been cut off.
+            self._files.forget_member(self.id)
+            self.unlock()
+            self._lock = None
+
+    def _leave(self) -> None:
+        """Under the lock."""
+        self._files.apply(states.Leave(member=self.id))
+        self._files.remove_member(self.id)

@@ -8,7 +8,7 @@ from streamlite.config import check_choice, check_int
 from streamlite.engine import Engine
 from streamlite.errors import ConfigError, UnknownGroupError
 from streamlite.group import GroupFiles
-from streamlite.group_state import owned_by
+from streamlite.group_state import GroupState, owned_by
 from streamlite.message import GroupDescription, GroupMember, TopicPartition
 from streamlite.offsets import Position
 from streamlite.outgoing import check_partition
@@ -38,14 +38,16 @@ class GroupAdmin:
     def describe(self, name: str) -> GroupDescription:
         """The group at this moment."""
         self._require(name)
-        with GroupFiles.of(self._engine, name).locked() as state:
+
+        def look(state: GroupState) -> tuple[tuple[GroupMember, ...], dict[TopicPartition, tuple[Partition, int]], int]:
             members = tuple(
                 GroupMember(member, found.pid, tuple(sorted(owned_by(state, member))))
                 for member, found in state.members.items()
             )
-            committed = self._committed(name)
-            generation = state.generation
-            owned = [tp for member in members for tp in member.partitions]
+            return members, self._committed(name), state.generation
+
+        members, committed, generation = GroupFiles.of(self._engine, name).locked(look)
+        owned = [tp for member in members for tp in member.partitions]
         lag = {tp: max(0, partition.end() - offset) for tp, (partition, offset) in committed.items()}
         for tp in owned:
             if tp not in lag:
@@ -72,13 +74,16 @@ class GroupAdmin:
         """Forget a group without live members, and everything it committed."""
         self._require(name)
         files = GroupFiles.of(self._engine, name)
-        with files.locked() as state:
+
+        def delete(state: GroupState) -> None:
             files.require_idle(state, "delete")
             stored = self._engine.offsets.of_group(name)
             places = {TopicPartition(topic, number): incarnation for topic, incarnation, number in stored}
             if places:
                 self._engine.offsets.commit(name, dict.fromkeys(places), places)
             files.forget(state)
+
+        files.locked(delete)
 
     def reset(
         self,
@@ -107,9 +112,12 @@ class GroupAdmin:
         chosen = state.partitions if partition is None else [state.partitions[check_partition(state, partition)]]
         self._engine.push()
         files = GroupFiles.of(self._engine, name)
-        with files.locked() as members:
+
+        def commit(members: GroupState) -> None:
             files.require_idle(members, "reset the offsets of")
             self._commit(name, state, {one: self._target(name, one, rule, value) for one in chosen})
+
+        files.locked(commit)
 
     def _target(self, name: str, partition: Partition, rule: str, value: Any) -> int:
         start, end = partition.start(), partition.end()

@@ -6,6 +6,9 @@ in the generator's hands, `current` being the one that the application has). Eve
 
 * The next `poll` counts the last one's messages as processed (`count_polled`); the loop's generator says so when it is
   resumed (`resumed`, `end_run`), and not when it is closed.
+* What a call took counts as handed out once the call is over (`hand_out`, `begin_run`). One that was cut off, by
+  an error or a signal handler that raises anywhere, leaves it in `taking`, and the next call begins by taking it back
+  (`give_up`).
 * Whatever interrupts the loop takes its messages back (`take_back`): `current` and what follows are handed out again.
 
 The loop looks at `run` after each message, and somewhere else it is replaced to stop it: by None (take the rest back),
@@ -29,7 +32,7 @@ TICK: Final[list[Message]] = []
 class Handout:
     """What is in the application's hands. `run` may be replaced by other threads, everything else is the consumer's."""
 
-    __slots__ = ("_fetcher", "current", "live", "polled", "run", "run_track")
+    __slots__ = ("_fetcher", "current", "live", "polled", "run", "run_track", "taking")
 
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
@@ -39,6 +42,30 @@ class Handout:
         """The run, as long as nothing but the ticker interrupts it."""
         self.run_track: Track | None = None
         self.current: Message | None = None
+        self.taking: list[Track] = []
+        """The tracks that the call under way has taken from, or the last one had when a signal handler ended it."""
+
+    def take(self, track: Track, most: int) -> list[Message]:
+        """The next messages of a track. Until `hand_out` or `begin_run` says so, nobody has them."""
+        taking = self.taking
+        taking.append(track)
+        messages = track.messages(most)
+        if not messages:
+            taking.pop()
+        return messages
+
+    def hand_out(self) -> None:
+        """What was taken is in the application's hands. The last thing that a call does; it calls nothing."""
+        self.polled = self.taking
+        self.taking = []
+
+    def give_up(self) -> None:
+        """What a call took that was cut off reached nobody: it is handed out again. Every call does this first."""
+        if self.taking:
+            for track in self.taking:
+                track.start_over()
+                self._fetcher.wake(track)
+            self.taking = []
 
     def count_polled(self) -> None:
         """What the last `poll` handed out is processed."""
@@ -50,6 +77,7 @@ class Handout:
         """The loop is about to hand these out, which were just taken from `track`."""
         self.run_track, self.current = track, None
         self.run = self.live = run
+        self.taking = []
 
     def interrupt(self) -> None:
         """Have the loop take back the rest of the run when it asks for the next message."""
@@ -85,21 +113,20 @@ class Handout:
     def take_back(self) -> None:
         """End the run: what the loop is not done with is handed out again."""
         self.note()
-        track = self.run_track
+        if self.run_track is not None:
+            self._again(self.run_track)
         self.run = self.live = self.run_track = self.current = None
-        if track is not None:
-            self._again(track)
 
     def take_back_all(self) -> None:
         """As `take_back`, and for the last `poll` too."""
         self.take_back()
-        polled, self.polled = self.polled, []
-        for track in polled:
+        for track in self.polled:
             self._again(track)
+        self.polled = []
 
     def _again(self, track: Track) -> None:
-        track.rewind()
         self._fetcher.wake(track)
+        track.rewind()
 
     def position(self, track: Track) -> int:
         """The offset of the next message of a partition that will be handed out."""

@@ -28,6 +28,7 @@ from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
 from streamlite.counters import ACTIVE, FLAGS, RECOVER, START, SYNCED, WRITING
+from streamlite.errors import OffsetOutOfRangeError
 from streamlite.format import BatchHeader
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
@@ -92,11 +93,15 @@ class Ledger:
             return False
         self._settle(log)
         offset = header.transaction_id - 1
+        end = log.end()  # first: whoever only reads has the beginning from it, too
         if offset < log.slot.get(START):
             return True
-        if offset >= log.end():
+        if offset >= end:
             return False
-        record = self._record(log, offset)
+        try:
+            record = self._record(log, offset)
+        except OffsetOutOfRangeError:  # it went meanwhile, as it may for who holds no lock and only reads
+            return True
         if record is None:
             return True  # a repair passed over it: what is in a log stays there
         if record.epoch != header.epoch:
@@ -159,14 +164,12 @@ class Ledger:
         log = self._log()
         if log is None:
             return
-        with log.locked():
-            before = log.slot.get(ACTIVE)
-            if log.slot.get(START) >= before:
-                return
+        before = log.locked(lambda: log.slot.get(ACTIVE))
+        if log.slot.get(START) >= before:
+            return
         for partition in self._registry.every_partition():
             if partition.slot.get(FLAGS):
                 partition.settle_now()
             if partition.unsynced:
                 partition.sync()
-        with log.locked():
-            log.drop_before(before)
+        log.locked(lambda: log.drop_before(before))

@@ -58,15 +58,12 @@ class Maintenance:
 
     def _step(self) -> float | None:
         if not self._ctx.closed and not self._ctx.forked:
-            with self._guard.trying() as got:
-                if got:
-                    self._every_topic(force=False)
+            self._guard.attempt(lambda: self._every_topic(force=False))
         return INTERVAL_S
 
     def run(self) -> None:
         """Look at every topic now; raises what goes wrong."""
-        with self._guard.hold(self._ctx.lock_timeout):
-            self._every_topic(force=True)
+        self._guard.run(lambda: self._every_topic(force=True), self._ctx.lock_timeout)
 
     def _every_topic(self, *, force: bool) -> None:
         try:
@@ -75,7 +72,7 @@ class Maintenance:
             if force:
                 raise
             logger.exception("old commit records stay for now")
-        for name in self._registry.names(internal=True):
+        for name in self._registry.all_names():
             state = self._registry.find(name)
             if state is None:
                 continue
@@ -106,7 +103,8 @@ def _segments(partition: Partition) -> list[Segment]:
 
 def _retain_by_time(partition: Partition, oldest_ms: int) -> None:
     """Remove the leading segments all of whose messages are older than `oldest_ms`."""
-    with partition.locked():
+
+    def retain() -> None:
         slot = partition.slot
         segments = _segments(partition)
         keep = 0
@@ -118,6 +116,8 @@ def _retain_by_time(partition: Partition, oldest_ms: int) -> None:
         elif keep:
             partition.drop_before(segments[keep].base)
 
+    partition.locked(retain)
+
 
 def _newest(partition: Partition, segment: Segment) -> int:
     if segment.base == partition.slot.get(ACTIVE) and not segment.generation:
@@ -127,7 +127,8 @@ def _newest(partition: Partition, segment: Segment) -> int:
 
 def _retain_by_size(partition: Partition, bytes_kept: int) -> None:
     """Remove leading segments as long as what stays is at least `bytes_kept`."""
-    with partition.locked():
+
+    def retain() -> None:
         segments = _segments(partition)
         sizes = [segment.file().size() for segment in segments]
         total, gone = sum(sizes), 0
@@ -136,3 +137,5 @@ def _retain_by_size(partition: Partition, bytes_kept: int) -> None:
             gone += 1
         if gone:
             partition.drop_before(segments[gone].base)
+
+    partition.locked(retain)

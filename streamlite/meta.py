@@ -1,15 +1,15 @@
 """What the segments cannot give back: an internal compacted log of small records, `__meta`.
 
 Keys and values are bytes of msgpack; the last value of a key counts. Every bus keeps what it has read in memory and
-reads on from there. Who changes a record by what it was holds the log's lock meanwhile (`changing`): it is the last but
+reads on from there. Who changes a record by what it was holds the log's lock meanwhile (`change`): it is the last but
 one in the order of locks (`streamlite.commit`), so whoever holds a partition's lock may take it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +17,6 @@ import msgspec
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
-from streamlite.locks import block_frame
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
 from streamlite.registry import META, Registry
@@ -49,14 +48,11 @@ class Meta:
         state = self._registry.find(META)
         return None if state is None else state.partitions[0]
 
-    @contextmanager
-    def changing(self) -> Iterator[Partition]:
-        """Under the log's lock."""
+    def change(self, call: Callable[[Partition], object]) -> None:
+        """Call it with the log, under its lock."""
         log = self.log()
         assert log is not None, "create() comes first"
-        with log.guard.hold(self._ctx.lock_timeout, block_frame()):
-            log.settle()
-            yield log
+        log.locked(partial(call, log))
         log.announce()
 
     def get(self, *key: str | int) -> Any:
@@ -77,7 +73,7 @@ class Meta:
         return None if found is None else _decode(found)
 
     def put(self, log: Partition, key: tuple[str | int, ...], value: Any) -> None:
-        """Under the log's lock (`changing`)."""
+        """Under the log's lock (`change`)."""
         now = self._ctx.clock.time_ms()
         payload = encode_payload([_encode(key)], [_encode(value)])
         log.append_locked([Outgoing(payload, 1, now, now, len(payload))])

@@ -10,7 +10,7 @@ one's offset); or it comes too late, and is refused. Everything here is called u
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from streamlite.delivery import Delivery, Outcome, Sender
 from streamlite.errors import ConfigError, StreamliteError
@@ -19,25 +19,44 @@ from streamlite.partition import Partition
 from streamlite.reader import Cursor
 from streamlite.staging import Batch
 
+if TYPE_CHECKING:
+    from streamlite.bulk import BulkColumns
+    from streamlite.staging import Lane
+
 __all__ = ["Numbers"]
 
 _SEQUENCE_MAX: Final = (1 << 62) - 1
 
 
+class NamedSender(Sender, Protocol):
+    """What is needed of the producer."""
+
+    def push(self) -> None:
+        """Have every earlier send settled."""
+
+
 class _Given:
     """The given sequences of one partition."""
 
-    __slots__ = ("last", "recent")
+    __slots__ = ("last", "recent", "stored")
 
-    def __init__(self, last: int) -> None:
-        self.last = last
+    def __init__(self, stored: int) -> None:
+        self.last = self.stored = stored
+        """The last that was sent, whatever became of it; and the last of the log, when it was last looked at."""
         self.recent: OrderedDict[int, Delivery] = OrderedDict()
+
+    def last_sent(self) -> int:
+        """The last sequence that did not fail."""
+        for sequence, delivery in reversed(self.recent.items()):
+            if not _failed(delivery):
+                return max(sequence, self.stored)
+        return self.stored
 
 
 class Numbers:
     """The sequences of one named producer, as far as they are known when a message is sent."""
 
-    def __init__(self, name: Name, sender: Sender) -> None:
+    def __init__(self, name: Name, sender: NamedSender) -> None:
         self.name = name
         self._sender = sender
         self._given: dict[Partition, _Given] = {}
@@ -56,12 +75,34 @@ class Numbers:
         ):
             raise ConfigError(f"sequence must be an int from 0 to 2**62 - 1; found {sequence!r:.60}")
 
-    def is_loaded(self, partition: Partition) -> bool:
-        """Whether `check` can be asked."""
-        return partition in self._given
+    def known(
+        self, partition: Partition, sequence: int | None, *, topic: str, key: object, given: object
+    ) -> Delivery | None:
+        """What became of the first message with that sequence; `None` for a new one. Not under the mutex.
+
+        `key` and `given` (the partition that the caller named): of what is to be sent there.
+        """
+        self.require(topic, key, given, sequence)
+        mutex = self._sender.mutex
+        if sequence is None:
+            with mutex:
+                self.count(partition)
+            return None
+        self.load(partition)
+        with mutex:
+            if self.remembers(partition, sequence):
+                return self.check(partition, sequence)
+        self._sender.push()
+        found = self.look_back(partition, sequence)
+        if found is None:
+            with mutex:
+                return self.check(partition, sequence)
+        return found
 
     def load(self, partition: Partition) -> None:
-        """Learn what is stored there; not under the mutex."""
+        """A message with a sequence goes there: learn what is stored; not under the mutex."""
+        if partition in self._counted:
+            raise _mixed(partition, "counted", "gives a sequence")
         if partition not in self._given:
             last = self.name.look(partition).last
             self._given.setdefault(partition, _Given(-1 if last is None else last))
@@ -72,31 +113,35 @@ class Numbers:
             raise _mixed(partition, "given", "leaves counting to it")
         self._counted.add(partition)
 
+    def count_columns(self, lane: Lane, columns: BulkColumns) -> None:
+        """All these messages have none."""
+        keys, number = columns.keys, columns.partition
+        for key in {None} if keys is None or number is not None else set(keys):
+            self.require(lane.state.name, key, number, None)
+            if columns.values:
+                part = lane.parts[number] if number is not None else lane.by_key.part(key or b"")
+                self.count(part.partition)
+
     def check(self, partition: Partition, sequence: int) -> Delivery | None:
         """What became of the first message with that sequence; `None` for a new one."""
-        if partition in self._counted:
-            raise _mixed(partition, "counted", "gives a sequence")
+        if partition not in self._given:
+            self.load(partition)  # the topic grew a moment ago
         given = self._given[partition]
         if sequence > given.last:
             return None
         found = given.recent.get(sequence)
-        if found is not None:
-            if not found.done() or found._outcome.error is None:
-                return found
-            if sequence > self._last_sent(given):
-                return None  # it failed, and so did all after it: it may come again
-        raise self._too_low(partition, sequence, given.last)
-
-    def _last_sent(self, given: _Given) -> int:
-        """The last sequence that did not fail."""
-        for sequence, delivery in reversed(given.recent.items()):
-            if not delivery.done() or delivery._outcome.error is None:
-                return sequence
-        return -1
+        if found is not None and not _failed(found):
+            return found
+        last = given.last_sent()
+        if sequence > last:
+            return None  # it failed, and so did all after it: it may come again
+        raise self._too_low(partition, sequence, last)
 
     def look_back(self, partition: Partition, sequence: int) -> Delivery | None:
-        """The same of one that this producer does not remember, from the log; not under the mutex."""
-        offset = self.name.look(partition).find(sequence)
+        """The same of one that this producer does not remember, or that failed, from the log; not under the mutex."""
+        offset, last = self.name.find(partition, sequence)
+        given = self._given[partition]
+        given.stored = max(given.stored, last)
         if offset is None:
             return None
         outcome = Outcome(self._sender, partition.topic.name, partition.number)
@@ -105,9 +150,10 @@ class Numbers:
         return Delivery(outcome, 0)
 
     def remembers(self, partition: Partition, sequence: int) -> bool:
-        """Whether `check` knows about that sequence without the log."""
+        """Whether `check` knows about that sequence without the log, where also what failed may be."""
         given = self._given[partition]
-        return sequence > given.last or sequence in given.recent
+        found = given.recent.get(sequence)
+        return sequence > given.last or (found is not None and not _failed(found))
 
     def staged(self, batch: Batch, sequence: int, delivery: Delivery) -> None:
         """It is on its way."""
@@ -125,6 +171,10 @@ class Numbers:
             f"is not above {last} and is not among the last {WINDOW:,}, of which a repeat is recognised: go on after "
             "last_sequence()"
         )
+
+
+def _failed(delivery: Delivery) -> bool:
+    return delivery.done() and delivery._outcome.error is not None
 
 
 def _mixed(partition: Partition, before: str, now: str) -> ConfigError:

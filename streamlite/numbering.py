@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,7 +26,7 @@ import msgspec
 
 from streamlite.batch import decode
 from streamlite.counters import CHANGES, FLAGS, NUMBERED
-from streamlite.errors import ConfigError, FencedError, StreamliteError
+from streamlite.errors import ConfigError, CorruptionError, FencedError, StreamliteError, UnknownTopicError
 from streamlite.files import Files
 from streamlite.format import FLAG_SEQUENCES, NO_PRODUCER, NO_SEQUENCE, checksum, unpack_header, verify
 from streamlite.meta import Meta
@@ -114,13 +115,15 @@ class Stored:
 
     @classmethod
     def of(cls, note: object, partition: Partition) -> Stored | None:
-        """What a record says; `None` where a stop of the machine took back what it speaks of."""
+        """What a record says, without what a stop of the machine took back; `None` where all of that is gone."""
         if note is None:
             return None
         last, upto, epoch, runs = msgspec.convert(note, _Note)
-        if cap_offset(partition, upto, epoch) < upto:
-            return None
-        return cls(upto, last, runs)
+        cap = cap_offset(partition, upto, epoch)
+        if cap == upto:
+            return cls(upto, last, runs)
+        kept = [run._replace(length=min(run.length, cap - run.offset)) for run in runs if run.offset < cap]
+        return cls(cap, kept[-1].sequence + kept[-1].length - 1, kept) if kept else None
 
 
 class Name:
@@ -132,20 +135,21 @@ class Name:
         self.name = name
         self.number = producer_number(name)
         self._stored: dict[Partition, Stored] = {}
-        # Of the last append to a partition: batches by their ticket, and the sequences they were given. Whoever was
-        # interrupted before he learned what became of it comes again with the same tickets.
-        self._attempts: dict[Partition, dict[int, int]] = {}
         self._noted: dict[Partition, int] = {}  # upto of the last note
         self._meta.create()
-        page = _page(engine.ctx.files, name)
-        with self._meta.changing() as log:
-            known = self._meta.get("producer", name) or 0
-            self.epoch = max(known, page[_EPOCH]) + 1
-            self._meta.put(log, ("producer", name), self.epoch)
-            page[_EPOCH] = self.epoch
-        self._page = page
-        self._is_new = not known
+        self._page = _page(engine.ctx.files, name)
+        self.epoch = 0
+        self._is_new = False
+        self._meta.change(self._take)
         self._meta.sync()
+
+    def _take(self, log: Partition) -> None:
+        """Under the lock of `__meta`: the name is this one's."""
+        known = self._meta.get("producer", self.name) or 0
+        self.epoch = max(known, self._page[_EPOCH]) + 1
+        self._is_new = not known
+        self._meta.put(log, ("producer", self.name), self.epoch)
+        self._page[_EPOCH] = self.epoch
 
     def require_current(self) -> None:
         """`FencedError` once another has opened the name."""
@@ -162,19 +166,17 @@ class Name:
         if found is None:
             found = self._stored[partition] = self._read(partition)
         elif found.doubtful:
+            noted = self._noted_down(partition)
+            if noted is not None and noted.upto > found.upto:
+                found = self._stored[partition] = noted  # of what is in question something was compacted, or is gone
             read_on(partition, {self.number: found}, partition.slot.end)
-            tried = self._attempts.get(partition, {})
-            self._attempts[partition] = {
-                t: sequence for t, sequence in tried.items() if found.find(sequence) is not None
-            }
             found.doubtful = False
         return found
 
     def _read(self, partition: Partition) -> Stored:
         was_numbered = partition.slot.get(NUMBERED)
         partition.slot.set(NUMBERED, 1)
-        place = (self.number, partition.topic.incarnation, partition.number)
-        stored = Stored.of(self._meta.get("stored", *place), partition)
+        stored = self._noted_down(partition)
         if stored is None:
             stored = Stored(0 if was_numbered and not self._is_new else partition.slot.end)
         self._noted.setdefault(partition, stored.upto)
@@ -183,38 +185,25 @@ class Name:
             self._note(partition, stored)
         return stored
 
-    def append_locked(self, partition: Partition, batches: Sequence[Outgoing]) -> Appended:
-        """As `Partition.append_locked`; batches that are stored already are answered with where they are."""
+    def _noted_down(self, partition: Partition) -> Stored | None:
+        return Stored.of(
+            self._meta.get("stored", self.number, partition.topic.incarnation, partition.number), partition
+        )
+
+    def append_locked(self, partition: Partition, batches: Sequence[Outgoing], offsets: list[int]) -> Appended:
+        """As `Partition.append_locked`, numbered."""
         if partition.slot.get(FLAGS):
             partition.settle()
         self.require_current()
         stored = self.stored(partition)
-        tried = self._attempts.get(partition, {})
-        offsets: list[int] = []
-        for outgoing in batches:
-            sequence = tried.get(outgoing.ticket, outgoing.base_sequence)
-            offset = stored.find(sequence) if sequence != NO_SEQUENCE else None
-            if offset is None:
-                break
-            offsets.append(offset)
-        fresh = batches[len(offsets) :]
-        if not fresh:
-            return Appended(offsets, None)
-        try:
-            numbered = list(self.numbered(partition, fresh))
-            self._attempts[partition] = tried | {one.ticket: one.base_sequence for one in numbered}
-            stored.doubtful = True  # until it is seen what became of it
-            result = partition.append_locked(numbered)
-        except StreamliteError as error:
-            if not offsets:
-                raise
-            return Appended(offsets, error)
+        numbered = list(self.numbered(partition, batches))
+        stored.doubtful = True  # until it is seen what became of it
+        result = partition.append_locked(numbered, offsets)
         for one, offset in zip(numbered, result.offsets, strict=False):  # an error left the last ones out
             stored.add_batch(one.base_sequence, one.count, offset, one.sequences)
             stored.upto = offset + one.count
-        self._attempts[partition] = {one.ticket: one.base_sequence for one in numbered[: len(result.offsets)]}
-        stored.doubtful = False
-        return Appended(offsets + result.offsets, result.error)
+        stored.doubtful = result.error is not None  # where cutting what was written failed too, it may be published yet
+        return result
 
     def numbered(self, partition: Partition, batches: Iterable[Outgoing]) -> Iterator[Outgoing]:
         """The same batches with number, epoch and sequences; under the lock. `ConfigError` for one that is too low."""
@@ -245,29 +234,40 @@ class Name:
 
     def look(self, partition: Partition) -> Stored:
         """What is stored now; takes the partition's lock. Kept up to date by every append."""
-        with partition.locked():
-            self.require_current()
-            return self.stored(partition)
+        return partition.locked(partial(self._look, partition))
 
-    def knows(self, partition: Partition) -> Stored | None:
-        """The same where it is known without asking."""
-        stored = self._stored.get(partition)
-        return None if stored is None or stored.doubtful else stored
+    def _look(self, partition: Partition) -> Stored:
+        self.require_current()
+        return self.stored(partition)
+
+    def find(self, partition: Partition, sequence: int) -> tuple[int | None, int]:
+        """`(offset of the message with that sequence, the last sequence)` as `look` has them; -1 for no last one."""
+
+        def find() -> tuple[int | None, int]:
+            stored = self._look(partition)
+            return stored.find(sequence), -1 if stored.last is None else stored.last
+
+        return partition.locked(find)
 
     def close(self) -> None:
         """Note down what is stored, for whoever opens the name next; without, the logs are read again."""
-        try:
-            self.require_current()
-            for partition, stored in self._stored.items():
+        for partition, stored in list(self._stored.items()):
+            try:
+                self.require_current()
                 if not stored.doubtful and stored.upto > self._noted[partition]:
                     if self._engine.ctx.sync != "never":
                         partition.sync(stored.upto)  # a note must not speak of what a stop may take back
-                    with partition.locked():
-                        self._note(partition, stored)
-        except FencedError:
-            pass  # the other one knows better
-        except StreamliteError as error:
-            logger.warning("producer %r leaves no note, its next opener reads the logs: %s", self.name, error)
+                    partition.locked(partial(self._note_down, partition, stored))
+            except FencedError:
+                return  # the other one knows better
+            except UnknownTopicError:
+                continue  # deleted
+            except StreamliteError as error:
+                logger.warning("producer %r leaves no note, its next opener reads the logs: %s", self.name, error)
+
+    def _note_down(self, partition: Partition, stored: Stored) -> None:
+        self.require_current()  # who came meanwhile may have noted down more, and it may be gone since
+        self._note(partition, stored)
 
     def _note(self, partition: Partition, stored: Stored) -> None:
         self._noted[partition] = stored.upto
@@ -276,9 +276,8 @@ class Name:
 
 def write_note(meta: Meta, number: int, partition: Partition, stored: Stored) -> None:
     """Under the partition's lock: a record of what that producer stored there."""
-    with meta.changing() as log:
-        place = (number, partition.topic.incarnation, partition.number)
-        meta.put(log, ("stored", *place), stored.note(partition.ctx.epoch))
+    place = (number, partition.topic.incarnation, partition.number)
+    meta.change(lambda log: meta.put(log, ("stored", *place), stored.note(partition.ctx.epoch)))
 
 
 def _page(files: Files, name: str) -> memoryview:
@@ -289,12 +288,15 @@ def _page(files: Files, name: str) -> memoryview:
 def read_on(partition: Partition, wanted: dict[int, Stored], end: int) -> int:
     """Take up what these producers stored up to offset `end`; how many batches were looked at. Under the lock."""
     start = min(stored.upto for stored in wanted.values())
+    if start >= end:
+        return 0
     segments = list(partition.log.segments(partition.slot.get(CHANGES)).values())
     count = 0
     for segment, following in pairwise([*segments, None]):
         assert segment is not None
         if following is None or following.base > start:
-            count += _read_segment(segment, wanted, start, end)
+            until = end if following is None else min(end, following.base)
+            count += _read_segment(segment, wanted, start, until)
     for stored in wanted.values():
         stored.upto = max(stored.upto, end)
     return count
@@ -304,16 +306,23 @@ def _read_segment(segment: Segment, wanted: dict[int, Stored], start: int, end: 
     if segment.base >= end:
         return 0
     file = segment.file()
-    count = 0
-    for found in walk(file, segment.floor(start).position, file.size()):
+    count, position, reached = 0, segment.floor(start).position, segment.base
+    for found in walk(file, position, file.size()):
         header = found.header
         if header.base_offset >= end:
             break
-        count += 1
+        count, position, reached = count + 1, found.position + header.total_bytes, header.next_offset
         stored = wanted.get(header.producer_id) if header.producer_id != NO_PRODUCER else None
         if stored is not None and header.base_offset >= stored.upto:
             sequences = _sequences(segment, found) if header.flags & FLAG_SEQUENCES else None
             stored.add_batch(header.base_sequence, header.count, header.base_offset, sequences)
+    if reached < end:
+        # What a producer stored there is not known, and to go on without would be to store some of it twice.
+        raise CorruptionError(
+            f"{segment.log_path} is damaged at position {position}: what sequences it has behind that cannot be read",
+            file=segment.log_path,
+            position=position,
+        )
     return count
 
 

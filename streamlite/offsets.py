@@ -97,10 +97,10 @@ class Offsets:
             found = self._groups.get(group, {}).get((tp.topic, incarnation, tp.partition))
         return None if found is None else Position(incarnation, *found)
 
-    def of_group(self, group: str) -> dict[tuple[str, int, int], tuple[int, int]]:
-        """`(topic, incarnation, partition)` to `(offset, epoch)` of everything the group committed."""
+    def of_group(self, group: str, *, surely: bool = False) -> dict[tuple[str, int, int], tuple[int, int]]:
+        """`(topic, incarnation, partition)` to `(offset, epoch)` of everything the group committed; see `get`."""
         with self._mutex:
-            self._read_on()
+            self._read_on(surely=surely)
             return dict(self._groups.get(group, {}))
 
     def groups(self) -> set[str]:

@@ -14,48 +14,70 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import count
 from typing import Any, Final
 
 from streamlite.config import ProducerOptions
 from streamlite.context import Context
+from streamlite.delivery import Delivery, Outcome
 from streamlite.errors import BufferFullError, LockTimeoutError, SerdeError, StreamliteError
-from streamlite.partition import Numbering, Outgoing, Partition
-from streamlite.staging import MESSAGE_OVERHEAD, Batch
+from streamlite.partition import Appended, Numbering, Outgoing, Partition
+from streamlite.staging import MESSAGE_OVERHEAD, Batch, Lane
 
 __all__ = ["Outbox"]
 
 _FAILED_MAX: Final = 1000
 """Failed batches remembered until somebody flushes, who is told of the first."""
 
-_Queue = deque[tuple[Batch, Outgoing]]
+
+class _Queue:
+    """What waits for its partition, in order, and the base offsets of the leading batches that are published."""
+
+    __slots__ = ("batches", "offsets")
+
+    def __init__(self) -> None:
+        self.batches: deque[tuple[Batch, Outgoing]] = deque()
+        self.offsets: list[int] = []
 
 
 class Outbox:
-    """What a producer has sealed and not yet settled."""
+    """What a producer has sealed and not yet settled.
 
-    def __init__(self, ctx: Context, options: ProducerOptions, mutex: threading.RLock) -> None:
+    A signal handler may raise after any call. So a batch goes from one place to the next in statements that call
+    nothing (`+=`, `del`), and what has been done is read off where it is, never counted along.
+    """
+
+    def __init__(
+        self, ctx: Context, options: ProducerOptions, mutex: threading.RLock, lanes: Mapping[int, Lane]
+    ) -> None:
         self._ctx = ctx
         self._options = options
         self._mutex = mutex
         self.numbering: Numbering | None = None
         """Of a producer with a name."""
-        self._tickets = count(1)
+        self._lanes = lanes
         self.room = threading.Condition(mutex)
         """Notified when room in the buffer was given back."""
-        self.buffered = 0
-        """Bytes sealed and not settled, and what lanes have reserved; under the mutex."""
         self.unsettled: dict[Batch, None] = {}
         self._failed: list[Batch] = []
         self._sealed: deque[Batch] = deque()
         self._queues: dict[Partition, _Queue] = {}
         self._blocked: dict[Partition, float] = {}  # since when a partition's lock was found taken
-        self._settled: deque[tuple[Batch, int, StreamliteError | None]] = (
-            deque()
-        )  # what became of batches, not told yet
+        # What became of batches, not told yet.
+        self._settled: deque[tuple[Batch, int, StreamliteError | None]] = deque()
         self._draining: Any = threading.RLock()  # re-entrant only to know its owner
+
+    @property
+    def buffered(self) -> int:
+        """Bytes sealed and not settled, and what lanes have reserved; under the mutex."""
+        sealed = sum([batch.bytes for batch in self.unsettled])
+        return sealed + sum([lane.reserved for lane in self._lanes.values() if lane.active])
+
+    @property
+    def waiting(self) -> list[Outcome]:
+        """Everything that has no result yet; under the mutex."""
+        return [*self.unsettled, *(batch for batch, _, _ in self._settled.copy())]
 
     @property
     def pending(self) -> bool:
@@ -69,7 +91,8 @@ class Outbox:
 
     def has_room(self, size: int) -> bool:
         """Under the mutex: whether `size` bytes fit the buffer; into an empty one anything does."""
-        return not self.buffered or self.buffered + size <= self._options.buffer_bytes
+        buffered = self.buffered
+        return not buffered or buffered + size <= self._options.buffer_bytes
 
     def full(self) -> BufferFullError:
         """What a sender gets who waited in vain."""
@@ -81,11 +104,12 @@ class Outbox:
 
     def put(self, batches: Iterable[Batch]) -> None:
         """Under the mutex: these batches are the drain's now."""
+        unsettled, sealed = self.unsettled, self._sealed
         for batch in batches:
-            if batch not in self.unsettled:
-                self.buffered += batch.bytes
-                self.unsettled[batch] = None
-                self._sealed.append(batch)
+            if not batch.sent:
+                batch.sent = True
+                unsettled[batch] = None
+                sealed += (batch,)
 
     def drain(self, timeout: float) -> bool:
         """Write what is sealed, as far as locks are free; `False` where the drain itself was taken.
@@ -102,39 +126,35 @@ class Outbox:
                     return False
                 self._drain_once()
             finally:
-                if draining._is_owned():
+                try:  # noqa: SIM105 - `suppress` is Python, and may be interrupted before it begins
                     draining.release()
+                except RuntimeError:
+                    pass  # not taken
             if not self._tell():
                 return True
         return True
 
     def _drain_once(self) -> None:
         """Encode and append, holding `_draining`; what became of the batches goes to `_settled`."""
-        queues, keep = self._queues, self._options.on_delivery is not None
-        while self._sealed:
-            batch = self._sealed[0]
-            try:
-                outgoing = batch.encoded(keep=keep)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it must not stay before all others
-                failure = (
-                    error if isinstance(error, StreamliteError) else SerdeError(f"cannot encode a batch: {error!r}")
-                )
-                self._settled.append((batch, -1, failure))
-                self._sealed.popleft()
+        queues, sealed, settled, keep = self._queues, self._sealed, self._settled, self._options.on_delivery is not None
+        while sealed:
+            batch = sealed[0]
+            outgoing, failure = _encode(batch, keep=keep)
+            if outgoing is None:
+                settled += ((batch, -1, failure),)
+                del sealed[0]
                 continue
             queue = queues.get(batch.part.partition)
             if queue is None:
-                queue = queues[batch.part.partition] = deque()
+                queue = queues[batch.part.partition] = _Queue()
             self._weigh(batch, outgoing)
-            if not queue or queue[-1][0] is not batch:
-                if self.numbering is not None:
-                    outgoing = outgoing._replace(ticket=next(self._tickets))
-                queue.append((batch, outgoing))
-            self._sealed.popleft()
+            batches = queue.batches
+            batches += ((batch, outgoing),)
+            del sealed[0]
         for partition in list(queues):
-            if queues[partition]:
+            if queues[partition].batches:
                 self._append(partition, queues[partition])
-            if not queues[partition]:
+            if not queues[partition].batches:
                 del queues[partition]
 
     def _weigh(self, batch: Batch, outgoing: Outgoing) -> None:
@@ -142,38 +162,40 @@ class Outbox:
         if batch.steps:
             size = outgoing.content_bytes + batch.count * MESSAGE_OVERHEAD
             with self._mutex:
-                self.buffered += size - batch.bytes
                 batch.bytes = size
                 batch.part.lane.message_bytes = size // batch.count + 1
 
     def _append(self, partition: Partition, queue: _Queue) -> None:
         """Append a partition's batches if its lock is free."""
-        error: StreamliteError | None = None
+        batches, offsets, settled = queue.batches, queue.offsets, self._settled
         try:
-            result = partition.try_append([outgoing for _, outgoing in queue], self.numbering)
+            if offsets:  # a signal handler ended the drain that published these
+                result: Appended | None = partition.published(Appended(offsets, None))
+            else:
+                result = partition.try_append([outgoing for _, outgoing in batches], offsets, self.numbering)
         except StreamliteError as failure:
-            error = failure
-        else:
-            if result is None:
-                self._expire(queue)
-                return
-            error = result.error
-            self._blocked.pop(partition, None)
-            for offset in result.offsets:
-                self._settled.append((queue[0][0], offset, None))
-                queue.popleft()
+            result = Appended([], failure)
+        if result is None:
+            self._expire(queue)
+            return
+        self._blocked.pop(partition, None)
+        if result.offsets:
+            while offsets:
+                settled += ((batches[0][0], offsets[0], None),)
+                del batches[0], offsets[0]
         # What follows a failed batch in its partition must not overtake it: it fails as well, for the same reason.
-        if error is not None:
-            self._fail(queue, error)
+        if result.error is not None:
+            self._fail(queue, result.error)
 
     def _fail(self, queue: _Queue, error: StreamliteError) -> None:
-        while queue:
-            self._settled.append((queue[0][0], -1, error))
-            queue.popleft()
+        batches, settled = queue.batches, self._settled
+        while batches:
+            settled += ((batches[0][0], -1, error),)
+            del batches[0]
 
     def _expire(self, queue: _Queue) -> None:
         """The partition's lock is taken: batches that waited for it too long fail."""
-        partition = queue[0][0].part.partition
+        partition = queue.batches[0][0].part.partition
         timeout = self._ctx.lock_timeout
         now = time.monotonic()
         if now - self._blocked.setdefault(partition, now) < timeout:
@@ -196,15 +218,17 @@ class Outbox:
                 return True
             told = True
             with self._mutex:
-                if self.unsettled.pop(batch, self) is None:  # once, whoever tells
-                    self.buffered -= batch.bytes
-                    if error is not None and len(self._failed) < _FAILED_MAX:
-                        self._failed.append(batch)
-                    if batch.kept and on_delivery is not None:
+                if batch in self.unsettled:  # once, whoever tells
+                    calls = batch.kept if on_delivery is not None else ()
+                    made = [(on_delivery, Delivery(batch, item)) for item in calls]
+                    failed = [batch] if error is not None and len(self._failed) < _FAILED_MAX else []
+                    # All of it or nothing, if a signal handler raises.
+                    if made:
                         batch.seen = True
-                        for item in batch.kept:
-                            batch.add_callback(item, on_delivery)
-                    self.room.notify_all()
+                        batch.expect(made)
+                    self._failed += failed
+                    del self.unsettled[batch]
+                self.room.notify_all()
             batch.settle(base, error)
             with self._mutex, suppress(ValueError):  # another thread may have been quicker
                 self._settled.remove((batch, base, error))
@@ -213,9 +237,23 @@ class Outbox:
     def raise_unseen(self) -> None:
         """Raise the first failure since the last call that nobody was told of."""
         with self._mutex:
-            failed, self._failed = self._failed, []
-        for outcome in failed:
-            if not outcome.seen:
-                error = outcome.failure()
-                assert error is not None
-                raise error
+            unseen = next((outcome for outcome in self._failed if not outcome.seen), None)
+            self._failed = []
+            if unseen is not None:
+                assert unseen.error is not None
+                unseen.seen = True
+                raise unseen.error
+
+
+def _encode(batch: Batch, *, keep: bool) -> tuple[Outgoing | None, StreamliteError | None]:
+    """The batch as bytes, or why that cannot be: whatever it is, it must not stay before all others."""
+    try:
+        return batch.encoded(keep=keep), None
+    except Exception:
+        try:
+            batch.encoded(keep=keep)
+        except StreamliteError as error:
+            return None, error
+        except Exception as error:  # noqa: BLE001 - see above
+            return None, SerdeError(f"cannot encode a batch: {error!r}")
+        raise  # not the batch's fault, but what a signal handler raised

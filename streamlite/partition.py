@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from streamlite.config import TopicSettings
 from streamlite.context import Context
@@ -72,7 +71,7 @@ from streamlite.format import (
     checksum,
     pack_header,
 )
-from streamlite.locks import Guard, block_frame
+from streamlite.locks import Guard
 from streamlite.log import Log
 from streamlite.message import TopicPartition
 from streamlite.segment import NEVER_MS, Segment
@@ -85,6 +84,7 @@ logger = logging.getLogger("streamlite")
 _START_FILE = "start"
 _SETTLE_S = 1.0
 _SYNC_TRIES = 10
+_T = TypeVar("_T")
 
 
 class TopicInfo:
@@ -115,8 +115,6 @@ class Outgoing(NamedTuple):
     transaction_id: int = NO_TRANSACTION
     sequences: Sequence[int] | None = None
     """Of each message, where a named producer left some out."""
-    ticket: int = 0
-    """What a named producer knows it by when it comes again."""
 
 
 class Appended(NamedTuple):
@@ -129,8 +127,8 @@ class Appended(NamedTuple):
 class Numbering(Protocol):
     """A named producer; see `streamlite.numbering`."""
 
-    def append_locked(self, partition: Partition, batches: Sequence[Outgoing]) -> Appended:
-        """Append under the partition's lock what is not stored yet."""
+    def append_locked(self, partition: Partition, batches: Sequence[Outgoing], offsets: list[int]) -> Appended:
+        """As `Partition.append_locked`, numbered."""
 
 
 class Partition:
@@ -197,45 +195,47 @@ class Partition:
         if flags & RECOVER:
             self.settle_now()
         elif flags & WRITING:
-            with self.guard.trying() as got:
-                if got:
-                    self.settle()
+            self.guard.attempt(self.settle)
 
-    @contextmanager
-    def locked(self, timeout: float | None = None) -> Iterator[None]:
-        """Under the lock, and settled: the words of the slot are true."""
-        with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout, block_frame()):
+    def locked(self, call: Callable[[], _T]) -> _T:
+        """Call it under the lock, and settled: the words of the slot are true."""
+
+        def settled() -> _T:
             self.settle()
-            yield
+            return call()
+
+        return self.guard.run(settled, self.ctx.lock_timeout)
 
     def settle_now(self, timeout: float | None = None) -> None:
         """Take the lock once, for what `settle` does."""
-        with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout):
-            self.settle()
+        self.guard.run(self.settle, self.ctx.lock_timeout if timeout is None else timeout)
 
     def settle_if_free(self) -> None:
         """As `settle_now`, where nobody holds the lock: who does is alive, and does it himself."""
-        with self.guard.trying() as got:
-            if got:
-                self.settle()
+        self.guard.attempt(self.settle)
 
     # -- append -------------------------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[Outgoing], timeout: float | None = None) -> Appended:
         """Append, waiting for the lock and, with `sync="always"`, for the device. Raises when nothing was written."""
-        with self.guard.hold(self.ctx.lock_timeout if timeout is None else timeout):
-            result = self.append_locked(batches)
-        return self._published(result)
+        timeout = self.ctx.lock_timeout if timeout is None else timeout
+        return self.published(self.guard.run(lambda: self.append_locked(batches), timeout))
 
-    def try_append(self, batches: Sequence[Outgoing], numbering: Numbering | None = None) -> Appended | None:
-        """As `append`, but `None` where the lock is not free at once. `numbering`: of a named producer."""
-        with self.guard.trying() as got:
-            if not got:
-                return None
-            result = self.append_locked(batches) if numbering is None else numbering.append_locked(self, batches)
-        return self._published(result)
+    def try_append(
+        self, batches: Sequence[Outgoing], offsets: list[int], numbering: Numbering | None = None
+    ) -> Appended | None:
+        """As `append`, but `None` where the lock is not free at once. `numbering`: of a named producer.
 
-    def _published(self, result: Appended) -> Appended:
+        `offsets`, given empty, grows with each batch's publication: whatever a signal handler raised then, it says what
+        is in the log, and `published` does what is left to do.
+        """
+        if numbering is None:
+            result = self.guard.attempt(lambda: self.append_locked(batches, offsets))
+        else:
+            result = self.guard.attempt(lambda: numbering.append_locked(self, batches, offsets))
+        return None if result is None else self.published(result)
+
+    def published(self, result: Appended) -> Appended:
         """What follows a publication once the lock is free."""
         self.announce()
         if self.ctx.always and result.offsets:
@@ -255,12 +255,12 @@ class Partition:
             ctx.dirty.add(self)
             ctx.on_dirty()
 
-    def append_locked(self, batches: Sequence[Outgoing]) -> Appended:
-        """Append under the lock; the caller announces it afterwards."""
+    def append_locked(self, batches: Sequence[Outgoing], offsets: list[int] | None = None) -> Appended:
+        """Append under the lock; the caller announces it afterwards. `offsets` grows as in `try_append`."""
         slot = self.slot
         if slot.get(FLAGS) or slot.get(FAILED):
             self.settle()
-        offsets: list[int] = []
+        offsets = [] if offsets is None else offsets
         try:
             while len(offsets) < len(batches):
                 self._append_run(batches, offsets)
@@ -278,12 +278,40 @@ class Partition:
         if self.is_full(position, HEADER_BYTES + len(first.payload)):
             self.roll()
             position = 0
-        end, room = slot.end, self.topic.settings.segment_bytes - position
+        buffers, bases, size, greatest = self._packed(batches[len(offsets) :], position)
+        end = bases[-1] + batches[len(offsets) + len(bases) - 1].count
+        before = slot.get(MAX_TIME)
+        latest = max(before, to_word(greatest))
+        file = self.active_file()
+        if not position:
+            slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
+        known, cut = len(offsets), file.cutting(position)
+        slot.set(FLAGS, WRITING)
+        try:
+            file.write(buffers, position)
+            slot.publish(position + size, latest, end, bases, offsets)
+        except BaseException:
+            # Also for what a signal handler raised: it comes before all that `publish` does, or after. The cut is made
+            # before another one can come. Where even that fails, WRITING stays set and the next holder of the lock
+            # looks at the tail.
+            if not offsets[known:] and not self.ctx.forked:
+                try:
+                    cut()
+                except OSError:
+                    file.truncate(position)  # says so as it should be said
+                slot.set(FLAGS, 0)
+            raise
+        if position - slot.get(INDEXED) >= INDEX_INTERVAL_BYTES:
+            self.add_entry(IndexEntry(bases[0], position, from_word(before)))
+
+    def _packed(self, batches: Sequence[Outgoing], position: int) -> tuple[list[bytes], list[int], int, int]:
+        """`(buffers, base offsets, bytes, greatest timestamp)` of as many as fit behind `position`, at least one."""
+        end, room = self.slot.end, self.topic.settings.segment_bytes - position
         buffers: list[bytes] = []
         bases: list[int] = []
         greatest = NEVER_MS
         size = 0
-        for batch in batches[len(offsets) :]:
+        for batch in batches:
             total = HEADER_BYTES + len(batch.payload)
             if size and size + total > room:
                 break
@@ -292,8 +320,7 @@ class Partition:
             end += batch.count
             size += total
             greatest = max(greatest, batch.max_timestamp)
-        self._write(buffers, position, size, end, greatest)
-        offsets += bases
+        return buffers, bases, size, greatest
 
     def pack(self, batch: Outgoing, base_offset: int) -> bytes:
         """The header of a batch that is about to be written at that offset."""
@@ -304,32 +331,12 @@ class Partition:
         )  # fmt: skip
         return pack_header(header, batch.payload)
 
-    def _write(self, buffers: list[bytes], position: int, size: int, end: int, greatest: int) -> None:
-        """Steps 3 and 4 of the protocol."""
-        slot = self.slot
-        file = self.active_file()
-        slot.set(FLAGS, WRITING)
-        try:
-            file.write(buffers, position)
-        except BaseException:
-            # Also for what a signal handler raised: nothing of this append has been published. Where even the cut
-            # fails, WRITING stays set and the next holder of the lock does it.
-            file.truncate(position)
-            slot.set(FLAGS, 0)
-            raise
-        if position - slot.get(INDEXED) >= INDEX_INTERVAL_BYTES:
-            self.add_entry(IndexEntry(slot.end, position, from_word(slot.get(MAX_TIME))))
-        self.publish(position + size, end, greatest)
-
     def publish(self, position: int, end: int, greatest: int) -> None:
         """Under the lock: what is written up to `position` is part of the log, which ends at `end` now."""
         slot = self.slot
         if not slot.get(POSITION):
             slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
-        slot.set(POSITION, position)
-        slot.set(MAX_TIME, max(slot.get(MAX_TIME), to_word(greatest)))
-        slot.end = end
-        slot.set(FLAGS, 0)
+        slot.publish(position, max(slot.get(MAX_TIME), to_word(greatest)), end, [], [])
 
     def active_file(self) -> File:
         """The file that is appended to; created where it is new."""
@@ -386,8 +393,8 @@ class Partition:
         self.add_entry(IndexEntry(end, slot.get(POSITION), from_word(slot.get(MAX_TIME))))
         self.new_segment(end)
         self.set_active(end, 0, NEVER_MS, 0, 0)
-        slot.set(FLAGS, 0)
         self.ctx.sealed.add(self)
+        slot.set(FLAGS, 0)
         self.ctx.on_sealed()
 
     def set_active(self, base: int, position: int, max_timestamp: int, indexed: int, born: int) -> None:
@@ -427,7 +434,8 @@ class Partition:
     def truncate_before(self, offset: int) -> None:
         """Make `offset` the first offset of the log, durably; whole segments below it are removed."""
         self.sync(offset)
-        with self.locked():
+
+        def truncate() -> None:
             if not 0 <= offset <= self.slot.end:
                 raise OffsetOutOfRangeError(
                     f"cannot truncate partition {self.number} of {self.topic.name!r} before {offset}: it ends at "
@@ -438,6 +446,8 @@ class Partition:
                 path = f"{self.directory}/{_START_FILE}"
                 self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
                 self.drop_before(offset)
+
+        self.locked(truncate)
 
     def stored_start(self) -> int:
         """Where `truncate_before` said the log begins; 0 where it never did."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from streamlite.clock import SystemClock
+from streamlite.clock import SystemClock, wait_held
 from streamlite.config import ProducerOptions
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
@@ -36,6 +36,7 @@ from streamlite.outbox import Outbox
 from streamlite.outgoing import check_message, check_partition
 from streamlite.routes import Route, Routes
 from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, Lane, Part
+from streamlite.wakeup import LOOK_AGAIN_S
 from streamlite.worker import Worker
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Producer:
         self._engine = engine
         self._ctx = engine.ctx
         self._options = options
+        self._on_delivery: Callable[[Delivery], Any] | None = options.on_delivery
         clock = self._ctx.clock
         self._clock = clock
         # Seconds since the epoch: the machine's clock is one call in C, and a send makes one.
@@ -79,7 +81,7 @@ class Producer:
         self._routes = Routes(engine, self._seal, ticks=isinstance(clock, SystemClock), shut=named)
         self._raw = self._routes.raw  # the fast way
         self._lanes = self._routes.lanes
-        self._outbox = Outbox(self._ctx, options, self.mutex)
+        self._outbox = Outbox(self._ctx, options, self.mutex, self._lanes)
         if named:
             self._take_name()
         self._begun = 0.0  # when the last batch of any lane began
@@ -147,10 +149,9 @@ class Producer:
         """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
         self._check_outside()
         lane, partition, item, size = self._message(topic, value, key, partition, timestamp, headers, sequence)
-        if self._numbers is not None:
-            found = self._known(lane, partition, item[1], sequence)
-            if found is not None:
-                return found
+        found = self._known(lane, partition, item[1], sequence)
+        if found is not None:
+            return found
         return self._stage(lane, partition, item, size + MESSAGE_OVERHEAD, sequence)
 
     def _message(
@@ -175,36 +176,47 @@ class Producer:
     def _stage(
         self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int, sequence: int | None = None
     ) -> Delivery:
-        """Put an item in under the mutex; `size` is what it takes of the buffer."""
-        with self.mutex:
-            self._check_open()
-            now = self._now()
+        """Put an item in; `size` is what it takes of the buffer."""
+        try:
+            with self.mutex:
+                self._check_open()
+                delivery, due = self._put_in(lane, partition, item, size, sequence)
+            if due:
+                self._go(lane)
+            elif self._outbox.pending:
+                self._drain_if_free()
+        except BaseException:
+            self._worker.wake()  # a signal handler may have ended what others' messages wait for
+            raise
+        return delivery
+
+    def _put_in(
+        self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int, sequence: int | None
+    ) -> tuple[Delivery, bool]:
+        """Under the mutex: put an item in its batch; its delivery, and whether its lane is due."""
+        now = self._now()
+        part = self._part(lane, partition, item[1])
+        if part.batch is not NOTHING:
+            lane.charge(part.batch)
+        if lane.left < size:
+            self._seal(lane)
+        if not lane.active:
+            self._begin(lane, size, now)
             part = self._part(lane, partition, item[1])
-            if part.batch is not NOTHING:
-                lane.charge(part.batch)
-            if lane.left < size:
-                self._seal(lane)
-            if not lane.active:
-                self._begin(lane, size, now)
-                part = self._part(lane, partition, item[1])
-            batch = self._open(part, now)
-            if len(item) > 2:
-                batch.mixed = True
-            if sequence is not None:
-                assert self._numbers is not None
-                found = self._numbers.check(part.partition, sequence)
-                if found is not None:
-                    return found  # another thread sent the same meanwhile
-                self._numbers.staged(batch, sequence, Delivery(batch, item))
-            batch.items.append(item)
-            batch.charged += 1
-            lane.left -= size
-            due = now >= lane.due_at
-        if due:
-            self._go(lane)
-        elif self._outbox.pending:
-            self._drain_if_free()
-        return Delivery(batch, item)
+        batch = self._open(part, now)
+        if len(item) > 2:
+            batch.mixed = True
+        delivery = Delivery(batch, item)
+        if sequence is not None:
+            assert self._numbers is not None
+            found = self._numbers.check(part.partition, sequence)
+            if found is not None:
+                return found, False  # another thread sent the same meanwhile
+            self._numbers.staged(batch, sequence, delivery)
+        batch.items.append(item)
+        batch.charged += 1
+        lane.left -= size
+        return delivery, now >= lane.due_at
 
     def _part(self, lane: Lane, partition: int | None, key: bytes | None) -> Part:
         if partition is not None:
@@ -217,8 +229,9 @@ class Producer:
         if batch is NOTHING:
             batch = Batch(self, part)
             batch.step(now)
+            active = part.lane.active
             part.batch = batch
-            part.lane.active.append(part)
+            active += (batch,)
         elif now >= batch.tick:
             batch.step(now)
         return batch
@@ -248,7 +261,7 @@ class Producer:
         self._check_outside()
         lane, columns = self._columns(topic, values, keys, partition, timestamps, headers)
         pieces: list[Piece] = []
-        on_delivery = self._options.on_delivery
+        on_delivery = self._on_delivery
         for start, stop, size in columns.cuts(self._batch_bytes):
             with self.mutex:
                 self._check_open()
@@ -256,7 +269,6 @@ class Producer:
                 self._wait_for_room(size)
                 now_ms = int(self._now() * 1000)
                 piece, batches = columns.piece(self, lane, start, stop, now_ms, told=on_delivery is not None)
-                self._count(lane, batches, keyed=keys is not None or partition is not None)
                 batches[0].bytes = size
                 self._outbox.put(batches)
             pieces.append(piece)
@@ -273,8 +285,12 @@ class Producer:
         from streamlite.bulk import BulkColumns  # the bulk path, loaded by who uses it
 
         route = self._route(topic)
-        state = route.lane.state
-        return route.lane, BulkColumns(state, values, keys, partition, timestamps, headers, route.key, route.value)
+        lane = route.lane
+        columns = BulkColumns(lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
+        if self._numbers is not None:
+            with self.mutex:
+                self._numbers.count_columns(lane, columns)
+        return lane, columns
 
     def _nothing(self, lane: Lane) -> BulkDelivery:
         """Of a `send_many` without messages."""
@@ -311,7 +327,6 @@ class Producer:
             return  # another thread was quicker while this one waited
         free = self._options.buffer_bytes - self._outbox.buffered
         room = max(size, min(self._options.batch_bytes, free // 2, STAGED_MAX * MESSAGE_OVERHEAD))
-        self._outbox.buffered += room
         lane.left = lane.reserved = room
         self._begun = lane.opened = self._clock.monotonic()
         linger = self._linger_ms / 1000
@@ -336,14 +351,14 @@ class Producer:
             if left <= 0:
                 raise outbox.full()
             self._worker.wake()
-            self._clock.wait(outbox.room, left)
+            # Whoever gives room back may be interrupted before he tells.
+            wait_held(self._clock, self.mutex, outbox.room, min(left, LOOK_AGAIN_S))
             self._check_open()
 
     def _seal(self, lane: Lane) -> None:
         """Under the mutex: put what is staged on its way."""
         if not lane.active:
             return
-        self._outbox.buffered -= lane.reserved
         lane.left = lane.reserved = 0
         lane.last_at = self._now()
         lane.seal(self._put)
@@ -375,11 +390,18 @@ class Producer:
         if self._ctx.always or begun < self._slow_until:
             self._worker.wake()  # the append includes a sync, or takes long, and a sender waits for neither
             return
-        if not self._outbox.drain(0) or self._outbox.blocked:
+        if not self._drain(0) or self._outbox.blocked:
             self._worker.wake()
         now = time.monotonic()
         if now - begun > _SLOW_S:
             self._slow_until = now + _SLOW_FOR_S
+
+    def _drain(self, timeout: float) -> bool:
+        try:
+            return self._outbox.drain(timeout)
+        except BaseException:
+            self._worker.wake()  # a signal handler ended it: what is left must not wait for the next call
+            raise
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
@@ -432,7 +454,7 @@ class Producer:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._outbox.drain(min(0.01, left) if left is not None else 0.01)
+            self._drain(min(0.01, left) if left is not None else 0.01)
             if done():
                 return True
             if outcome is not None:
@@ -455,7 +477,7 @@ class Producer:
         self._ctx.check_fork()
         with self.mutex:
             self._seal_all()
-            waiting = list(self._outbox.unsettled)
+            waiting = self._outbox.waiting
         if not self._wait_until(lambda: all(outcome.done for outcome in waiting), None, timeout):
             left = sum(outcome.count for outcome in waiting if not outcome.done)
             raise TimeoutError(f"{left:,} messages have no result after {timeout} s; they are not lost, flush again")
@@ -465,7 +487,10 @@ class Producer:
 
         After a `TimeoutError` what is left goes on being written; close again to wait for it again.
         """
-        if self._finished or self._ctx.forked:
+        if self._ctx.forked:
+            return
+        if self._finished:
+            self._outbox.raise_unseen()  # where the first call was interrupted
             return
         with self.mutex:
             self._closed = True  # from here on no send gets in: it finds its lane sealed and looks at this
@@ -474,10 +499,10 @@ class Producer:
         self._flush(timeout)
         if self._numbers is not None and not self._finished:
             self._numbers.name.close()
-        self._finished = True
         self._worker.stop()
         self._ctx.senders = tuple(sender for sender in self._ctx.senders if sender is not self)
         self._engine.forget(self)
+        self._finished = True
         self._outbox.raise_unseen()
 
     def __reduce__(self) -> NoReturn:
@@ -513,12 +538,6 @@ class Producer:
         """The bytes of a batch at most."""
         return max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
 
-    @property
-    def _on_delivery(self) -> Callable[[Delivery], Any] | None:
-        """What is called for each delivery."""
-        callback: Callable[[Delivery], Any] | None = self._options.on_delivery
-        return callback
-
     def _here(self) -> object:
         """Who is calling: a thread."""
         return threading.get_ident()
@@ -544,8 +563,7 @@ class Producer:
     def _check_outside(self) -> None:
         if self._transactions and self._here() in self._transactions:
             raise TransactionError(
-                "this producer's own send inside its transaction would not be part of it: use tx.send, or another "
-                "producer"
+                "this send would be no part of the open transaction: use tx.send, or another producer"
             )
 
     # -- a name -------------------------------------------------------------------------------------------------------
@@ -559,32 +577,11 @@ class Producer:
         self._outbox.numbering = self._numbers.name
 
     def _known(self, lane: Lane, partition: int | None, key: bytes | None, sequence: int | None) -> Delivery | None:
-        """Of a named producer: what became of the first message with that sequence; `None` for a new one."""
-        numbers = self._numbers
-        assert numbers is not None
-        numbers.require(lane.state.name, key, partition, sequence)
-        place = self._part(lane, partition, key).partition
-        if sequence is None:
-            with self.mutex:
-                numbers.count(place)
+        """What became of the first message with that sequence, of a producer with a name; `None` for a new one."""
+        if self._numbers is None:
             return None
-        numbers.load(place)
-        with self.mutex:
-            if numbers.remembers(place, sequence):
-                return numbers.check(place, sequence)
-        self.push()
-        found = numbers.look_back(place, sequence)
-        if found is None:
-            with self.mutex:
-                return numbers.check(place, sequence)
-        return found
-
-    def _count(self, lane: Lane, batches: Sequence[Batch], *, keyed: bool) -> None:
-        """Of a named producer: these have sequences that are counted."""
-        if self._numbers is not None:
-            for batch in batches:
-                self._numbers.require(lane.state.name, None, batch.partition if keyed else None, None)
-                self._numbers.count(batch.part.partition)
+        place = self._part(lane, partition, key).partition
+        return self._numbers.known(place, sequence, topic=lane.state.name, key=key, given=partition)
 
     def last_sequence(self, topic: Any, partition: int) -> int | None:
         """Of a named producer: the last sequence stored in a partition, by whomever had the name; `None` for none.
@@ -594,6 +591,6 @@ class Producer:
         if self._numbers is None:
             raise ConfigError("a producer without a name counts no sequences: open it with bus.producer(name=...)")
         state = self._route(topic).lane.state
-        number = check_partition(state, partition)
+        place = state.partitions[check_partition(state, partition)]
         self.push()
-        return self._numbers.name.look(state.partitions[number]).last
+        return self._numbers.name.look(place).last

@@ -65,6 +65,8 @@ class Cursor:
         is before the log's beginning or beyond its end, `CorruptionError` for bytes that are not what was written.
         """
         partition = self.partition
+        if self._next > self.offset:
+            self._segment = None  # the last one was passed and reached nobody: a signal handler ended the call
         end = partition.end()
         if not partition.slot.get(START) <= self.offset <= end:
             self._refuse(end)
@@ -136,8 +138,8 @@ class Cursor:
                 return batch
 
     def _pass(self, header: BatchHeader) -> None:
-        self._position += header.total_bytes
-        self._next = header.next_offset
+        position, following = self._position + header.total_bytes, header.next_offset
+        self._position, self._next = position, following
 
     def _locate(self) -> None:
         """Stand at the last known beginning of a batch at or before `offset`."""

@@ -15,8 +15,7 @@ message: incarnation, settings, and the number of the counter slot of each parti
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +26,7 @@ from streamlite.counters import DELETED, FLAGS, INCARNATION, TOPICS, UNNAMED, Sl
 from streamlite.errors import CorruptionError, StreamliteError, TopicExistsError, UnknownTopicError
 from streamlite.files import MissingFile, random_number
 from streamlite.format import checksum
-from streamlite.locks import Guard, block_frame
+from streamlite.locks import Guard
 from streamlite.partition import Partition, TopicInfo
 
 __all__ = ["META", "OFFSETS", "TRANSACTIONS", "Registry", "TopicState"]
@@ -122,6 +121,10 @@ class Registry:
             return sorted(found)
         return sorted(name for name in found if not name.startswith(INTERNAL_PREFIX) and self._is_there(name))
 
+    def all_names(self) -> list[str]:
+        """The internal ones too, but for what is half-made or half-removed."""
+        return [name for name in self.names(internal=True) if not name.startswith((_NEW, _DELETED))]
+
     def _is_there(self, name: str) -> bool:
         try:
             return self.find(name) is not None
@@ -203,38 +206,43 @@ class Registry:
 
     def every_partition(self) -> Iterator[Partition]:
         """All partitions of all topics, the internal ones too."""
-        for name in self.names(internal=True):
-            state = None if name.startswith((_NEW, _DELETED)) else self.find(name)
+        for name in self.all_names():
+            state = self.find(name)
             if state is not None:
                 yield from list(state.partitions)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Under the bus's lock; afterwards everybody looks again."""
-        header = self._ctx.counters.header
-        with self._lock.hold(self._ctx.lock_timeout, block_frame()):
+    def _change(self, change: Callable[[], None]) -> None:
+        """Call it under the bus's lock; afterwards everybody looks again."""
+        header, never = self._ctx.counters.header, self._ctx.sync == "never"
+
+        def changed() -> None:
             header[TOPICS] = (header[TOPICS] | 1) + 2  # odd, and another than before
             try:
-                yield
+                change()
             finally:
-                if self._ctx.sync == "never":
+                if never:
                     header[UNNAMED] = 1
                 header[TOPICS] += 1
+
+        self._lock.run(changed, self._ctx.lock_timeout)
         for sender in self._ctx.senders:
             sender.topics_changed()
         self._ctx.bell.ring()
 
     def create(self, name: str, asked: int | None, settings: TopicSettings) -> TopicState:
         """A new topic; `TopicExistsError` when the name is taken."""
-        with self._changing():
+
+        def create() -> None:
             self._finish_deletion(name)
             if self.find(name) is not None:
                 raise TopicExistsError(f"topic {name!r} is there already: open it with bus.topic({name!r})")
             incarnation = random_number() | 1 << 62
             slots = self._take_slots(asked or 1, incarnation)
             self._make(name, TopicFile(incarnation=incarnation, asked=asked, settings=settings, slots=slots))
+
+        self._change(create)
         return self.get(name)
 
     def find_or_create(self, name: str, settings: TopicSettings) -> TopicState:
@@ -303,7 +311,8 @@ class Registry:
 
     def delete(self, name: str) -> None:
         """Remove a topic and all its messages; `UnknownTopicError` when there is none."""
-        with self._changing():
+
+        def delete() -> None:
             state = self.get(name)
             gone = f"{DIRECTORY}/{_DELETED}{state.incarnation}"
             flagged: list[Partition] = []
@@ -322,40 +331,49 @@ class Registry:
             self._ctx.files.remove_tree(gone)
             with self._mutex:
                 self._forget(state)
+
+        self._change(delete)
         self._ctx.bell.ring()
 
     def _flag(self, partition: Partition, *, deleted: bool) -> None:
-        with partition.guard.hold(self._ctx.lock_timeout):
-            if deleted:
-                partition.slot.add_flag(DELETED)
-            else:
-                partition.slot.clear_flag(DELETED)
+        slot = partition.slot
+        call = slot.add_flag if deleted else slot.clear_flag
+        partition.guard.run(lambda: call(DELETED), self._ctx.lock_timeout)
 
     def grow(self, state: TopicState, count: int) -> None:
         """Give the topic `count` partitions, at least as many as it has; under nobody's lock."""
-        with self._changing():
+
+        def grow() -> None:
             self._refresh(state)
             more = count - len(state.partitions)
             if more > 0:
                 slots = state.file().slots + self._take_slots(more, state.incarnation)
                 self._replace(state, state.file(slots=slots))
+
+        self._change(grow)
         self.current(state)
         self._ctx.bell.ring()
 
     def ask(self, state: TopicState, count: int) -> None:
         """Settle the count of a topic that was created without one and is still empty, once."""
-        with self._changing():
+
+        def ask() -> None:
             self._refresh(state)
             if state.asked is None and not any(partition.end() for partition in state.partitions):
                 more = self._take_slots(count - len(state.partitions), state.incarnation)
                 self._replace(state, state.file(asked=count, slots=state.file().slots + more))
+
+        self._change(ask)
         self.current(state)
 
     def alter(self, state: TopicState, changes: dict[str, Any]) -> None:
         """Replace settings."""
-        with self._changing():
+
+        def alter() -> None:
             self._refresh(state)
             self._replace(state, state.file(settings=msgspec.structs.replace(state.settings, **changes)))
+
+        self._change(alter)
         self.current(state)
 
     def _refresh(self, state: TopicState) -> None:

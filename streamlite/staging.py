@@ -14,6 +14,7 @@ took lately, and exactly once the batch is encoded; in between lies a millisecon
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ _NEVER: Final = float("-inf")
 class Batch(Outcome):
     """An open or sealed batch of one partition; what became of it is asked of its `Outcome` side."""
 
-    __slots__ = ("_outgoing", "charged", "items", "kept", "mixed", "part", "sequences", "small", "tick")
+    __slots__ = ("_outgoing", "charged", "items", "kept", "mixed", "part", "sent", "sequences", "small", "tick")
 
     def __init__(self, sender: Sender, part: Part) -> None:
         super().__init__(sender, part.partition.topic.name, part.partition.number)
@@ -58,6 +59,7 @@ class Batch(Outcome):
         self.sequences: list[int] = []
         """Of each item, where a named producer was given them."""
         self.charged = 0
+        self.sent = False  # whether it is, or was, the outbox's
         self.small = part.lane.small
         self.tick = _NEVER
 
@@ -79,8 +81,12 @@ class Batch(Outcome):
         """The sealed batch as bytes, made once."""
         if self._outgoing is None:
             self._outgoing = self.encode(keep=keep)
-        self.items = _GONE
+        self.drop_items()
         return self._outgoing
+
+    def drop_items(self) -> None:
+        """They are encoded."""
+        self.items = _GONE
 
     def settle(self, base: int, error: StreamliteError | None) -> None:
         self._outgoing = None
@@ -142,13 +148,12 @@ NOTHING: Final = _Nothing()
 class Part:
     """One partition of a lane."""
 
-    __slots__ = ("batch", "lane", "partition", "sealed")
+    __slots__ = ("batch", "lane", "partition")
 
     def __init__(self, lane: Lane, partition: Partition) -> None:
         self.lane = lane
         self.partition = partition
         self.batch: Batch = NOTHING
-        self.sealed: Batch = NOTHING
 
 
 class _NoPart(Part):
@@ -217,7 +222,7 @@ class Lane:
         self.state = state
         self.ticks = ticks  # whether the clock goes by itself; else every message asks it
         self.message_bytes = MESSAGE_OVERHEAD + SMALL_BYTES  # what one takes of the buffer, as of late
-        self.active: list[Part] = []  # those with an open batch
+        self.active: deque[Batch] = deque()  # open batches, and those that are just being sealed
         self.left = self.reserved = 0
         self.due_at = 0.0  # on the clock of timestamps, seconds
         self.opened = 0.0  # on the monotonic clock
@@ -259,19 +264,21 @@ class Lane:
         batch.charged = count
 
     def seal(self, put: Callable[[Batch], None]) -> None:
-        """Hand what is staged to `put`, under the mutex. Goes on where a signal handler interrupted it."""
-        while self.active:
-            part = self.active[0]
-            if part.batch is not NOTHING:
-                part.sealed = part.batch
-                part.batch = NOTHING
-            batch = part.sealed
+        """Hand what is staged to `put`, under the mutex. Goes on where a signal handler interrupted it.
+
+        A batch that was interrupted here stays first among the active ones, and its part may have another one by then.
+        """
+        active = self.active
+        while active:
+            batch = active[0]
+            if batch.part.batch is batch:
+                batch.part.batch = NOTHING
             if not batch.count:
-                batch.count = len(batch.items)
-                batch.bytes = batch.count * self.message_bytes
+                count = len(batch.items)
+                batch.count, batch.bytes = count, count * self.message_bytes
             if batch.count:
                 put(batch)
-            self.active.pop(0)
+            active.popleft()
         if len(self.parts) > 1:
             self.next_sticky()
 

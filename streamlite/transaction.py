@@ -42,7 +42,7 @@ TRANSACTION_PARTITIONS_MAX: Final = 500
 SPILL_BYTES: Final = 16 << 20
 """Payload kept in memory; what comes after goes to a file."""
 
-_NEW, _OPEN, _COMMITTED, _ABORTED = "not begun", "open", "committed", "aborted"
+_NEW, _OPEN, _LEFT, _COMMITTED, _ABORTED = "not begun", "open", "being committed", "committed", "aborted"
 
 
 class Parcel:
@@ -59,21 +59,17 @@ class Parcel:
         """Of batches."""
         return len(self.batches)
 
-    def add(self, batch: Batch, outgoing: Outgoing) -> None:
-        """One more, kept in memory."""
+    def add(self, outgoing: Outgoing) -> None:
+        """What the next of `batches` is in bytes, kept in memory."""
         self._outgoing.append(outgoing)
-        self._took(batch, len(outgoing.payload))
+        self.payload_bytes += len(outgoing.payload)
 
-    def add_spilled(self, batch: Batch, outgoing: Outgoing, file: File, position: int) -> None:
-        """One more, written to the file."""
+    def add_spilled(self, outgoing: Outgoing, file: File, position: int) -> None:
+        """The same, written to the file."""
         file.write([outgoing.payload], position)
         self._file = file
         self._outgoing.append((outgoing._replace(payload=b""), position, len(outgoing.payload)))
-        self._took(batch, len(outgoing.payload))
-
-    def _took(self, batch: Batch, size: int) -> None:
-        self.batches.append(batch)
-        self.payload_bytes += size
+        self.payload_bytes += len(outgoing.payload)
 
     def __iter__(self) -> Iterator[Outgoing]:
         for one in self._outgoing:
@@ -96,7 +92,7 @@ class Transaction:
             self.take(consumer)
         self._state = _NEW
         self._owner: object = None
-        # Guards what is staged; sends may come from helpers of the thread that owns the block.
+        # Guards what is staged, and the state: a helper of the thread that owns the block may send while it is left.
         self._staging = threading.RLock()
         self.mutex = producer.mutex
         """Guards the outcomes, as `delivery.Sender` has it."""
@@ -104,7 +100,10 @@ class Transaction:
         self._sizes: dict[Part, int] = {}
         self._keyless: dict[Lane, Part] = {}
         self._parcels: dict[Partition, Parcel] = {}
+        self._written: set[Partition] = set()
         self._offsets: dict[Assignment, dict[Any, Any]] = {}
+        self._ownerships: dict[Assignment, dict[Any, int]] = {}  # those under which offsets were given
+        self._failure: BaseException | None = None  # of a batch that could not be put away: it must not be left out
         self._bytes = 0
         self._spilled = 0
         self._file: File | None = None
@@ -147,7 +146,9 @@ class Transaction:
 
     def abort(self) -> None:
         """Publish nothing; what follows in the block may send no more. The consumer given is rewound."""
-        self._check()
+        with self._staging:
+            self._check()
+            self._state = _LEFT
         self._abort("abort() was called")
 
     def _check(self) -> None:
@@ -174,17 +175,20 @@ class Transaction:
         self._check()
         producer = self._producer
         lane, number, item, size = producer._message(topic, value, key, partition, timestamp, headers, sequence)
-        if producer._numbers is not None:
-            known = producer._known(lane, number, item[1], sequence)
-            if known is not None:
-                return known
+        known = producer._known(lane, number, item[1], sequence)
+        if known is not None:
+            return known
         with self._staging:
+            self._check()
             part = self._part(lane, number, item[1])
-            self._charge(size + MESSAGE_OVERHEAD)
+            self._charge(size + MESSAGE_OVERHEAD, {part.partition})
             batch = self._batch(part)
             if sequence is not None:
                 assert producer._numbers is not None
                 with self.mutex:
+                    known = producer._numbers.check(part.partition, sequence)
+                    if known is not None:
+                        return known  # another thread sent the same meanwhile
                     producer._numbers.staged(batch, sequence, Delivery(batch, item))
             now = producer._now()
             if now >= batch.tick:
@@ -214,15 +218,18 @@ class Transaction:
         told = producer._on_delivery is not None
         pieces = []
         with self._staging:
-            self._charge(columns.total_bytes)
-            for start, stop, _ in columns.cuts(producer._batch_bytes):
-                now_ms = int(producer._now() * 1000)
-                piece, batches = columns.piece(self, lane, start, stop, now_ms, told=told)
-                producer._count(lane, batches, keyed=keys is not None or partition is not None)
+            self._check()
+            now_ms = int(producer._now() * 1000)
+            cut = [
+                columns.piece(self, lane, start, stop, now_ms, told=told)
+                for start, stop, _ in columns.cuts(producer._batch_bytes)
+            ]
+            self._charge(columns.total_bytes, {batch.part.partition for _, batches in cut for batch in batches})
+            for piece, batches in cut:
+                pieces.append(piece)
                 for batch in batches:
                     self._seal(batch.part)  # what was sent to it before comes first
                     self._put(batch)
-                pieces.append(piece)
         if not pieces:
             return producer._nothing(lane)
         delivery = BulkDelivery(next(iter(pieces[0].outcomes.values())), 0, pieces)
@@ -248,39 +255,48 @@ class Transaction:
             self._sizes[part] = 0
         return batch
 
-    def _charge(self, size: int) -> None:
+    def _charge(self, size: int, partitions: set[Partition]) -> None:
         """Count what is about to be staged; `TransactionError` where it is too much, with nothing of it taken."""
+        if len(self._written) + len(partitions - self._written) > TRANSACTION_PARTITIONS_MAX:
+            raise TransactionError(
+                f"a transaction writes to {TRANSACTION_PARTITIONS_MAX} partitions at most; this would go beyond and "
+                "was not taken: commit more often"
+            )
         if self._bytes + size > TRANSACTION_BYTES_MAX:
             raise TransactionError(
                 f"a transaction takes {TRANSACTION_BYTES_MAX:,} bytes at most; it has {self._bytes:,} and this would "
                 f"add {size:,}, which were not taken: commit more often"
             )
         self._bytes += size
+        self._written |= partitions
 
     def _seal(self, part: Part) -> None:
-        batch = self._open.pop(part, None)
-        if batch is not None and batch.items:
+        batch = self._open.get(part)
+        if batch is not None:
             batch.count = len(batch.items)
             self._put(batch)
 
     def _put(self, batch: Batch) -> None:
-        """Encode a batch and put it away."""
-        partition = batch.part.partition
-        parcel = self._parcels.get(partition)
-        if parcel is None:
-            if len(self._parcels) >= TRANSACTION_PARTITIONS_MAX:
-                raise TransactionError(
-                    f"a transaction writes to {TRANSACTION_PARTITIONS_MAX} partitions at most: commit more often"
-                )
-            parcel = self._parcels[partition] = Parcel()
-        outgoing = batch.encoded(keep=self._producer._on_delivery is not None)
+        """Encode a batch and put it away. Whatever is raised meanwhile, the end finds it, and nothing is committed."""
+        try:
+            if batch.count:
+                parcel = self._parcels.setdefault(batch.part.partition, Parcel())
+                parcel.batches.append(batch)
+                self._store(parcel, batch.encoded(keep=self._producer._on_delivery is not None))
+            if self._open.get(batch.part) is batch:
+                del self._open[batch.part]
+        except BaseException as error:
+            self._failure = self._failure or error
+            raise
+
+    def _store(self, parcel: Parcel, outgoing: Outgoing) -> None:
         size = len(outgoing.payload)
         if self._kept() + size <= SPILL_BYTES:
-            parcel.add(batch, outgoing)
+            parcel.add(outgoing)
             return
         if self._file is None:
             self._file = self._engine.ctx.files.scratch()
-        parcel.add_spilled(batch, outgoing, self._file, self._spilled)
+        parcel.add_spilled(outgoing, self._file, self._spilled)
         self._spilled += size
 
     def _kept(self) -> int:
@@ -294,7 +310,14 @@ class Transaction:
         """
         self._check()
         assignment = self._assignment_of(consumer)
-        self._offsets.setdefault(assignment, {}).update(assignment.to_commit(offsets))
+        given = assignment.to_commit(offsets)
+        if assignment is self._assignment and offsets is None:
+            return  # all that it hands out until the end is committed anyway
+        with self._staging:
+            self._check()
+            self._offsets.setdefault(assignment, {}).update(given)
+            # Lost and got back before the end is lost: what was decided on before that no longer holds.
+            self._ownerships.setdefault(assignment, {}).update(assignment.for_commit(given).ownerships)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -304,21 +327,24 @@ class Transaction:
         try:
             self._producer._check_open()
             with self._staging:
+                self._state = _LEFT
                 for part in list(self._open):
                     self._seal(part)
+                if self._failure is not None:
+                    raise TransactionError(f"a message could not be put away: {self._failure}") from self._failure
             groups = self._group_offsets()
             if self._parcels or groups:
                 self._producer.push()
                 numbers = self._producer._numbers
                 commit = Commit(self._engine, self._parcels, groups, None if numbers is None else numbers.name)
                 commit.run()
+            self._committed(commit, None)
         except BaseException as error:
             if commit is not None and commit.committed:
                 self._committed(commit, error if isinstance(error, StreamliteError) else None)
             else:
                 self._fail(error, unknown=commit is not None and commit.committed is None)
             raise
-        self._committed(commit, None)
 
     def _group_offsets(self) -> list[GroupOffsets]:
         """What is to be committed for groups, as it is now."""
@@ -329,11 +355,12 @@ class Transaction:
         for assignment, positions in self._offsets.items():
             assignment.require_unbroken()
             if positions:
-                groups.append(assignment.for_commit(positions))
+                found = assignment.for_commit(positions)
+                groups.append(found._replace(ownerships={**found.ownerships, **self._ownerships.get(assignment, {})}))
         return groups
 
     def _committed(self, commit: Commit | None, error: StreamliteError | None) -> None:
-        """It is visible to all; `error`: and not safe."""
+        """It is visible to all; `error`: and not safe. Goes on where a signal handler interrupted it."""
         self._end(_COMMITTED)
         for assignment, positions in self._offsets.items():
             assignment.committed(positions)
@@ -359,21 +386,23 @@ class Transaction:
 
     def _abort(self, why: str, error: StreamliteError | None = None) -> None:
         self._end(_ABORTED)
-        if self._assignment is not None:
-            self._assignment.go_back()
-        with self._staging:
-            for part in list(self._open):
-                batch = self._open.pop(part)
-                batch.count = len(batch.items)
-                self._parcels.setdefault(part.partition, Parcel()).batches.append(batch)
-        self._settle_all(error or TransactionError(f"nothing of the transaction was sent: {why}"))
+        try:
+            if self._assignment is not None:
+                self._assignment.go_back()
+        finally:
+            self._settle_all(error or TransactionError(f"nothing of the transaction was sent: {why}"))
 
     def _settle_all(self, error: StreamliteError) -> None:
-        for parcel in self._parcels.values():
-            for batch in parcel.batches:
-                self._settle(batch, -1, error)
+        with self._staging:
+            left = list(self._open.values())
+        for batch in left:
+            batch.count = batch.count or len(batch.items)
+        for batch in (*(batch for parcel in self._parcels.values() for batch in parcel.batches), *left):
+            self._settle(batch, -1, error)
 
     def _settle(self, batch: Batch, base: int, error: StreamliteError | None) -> None:
+        if batch.done:
+            return
         on_delivery = self._producer._on_delivery
         if on_delivery is not None:
             batch.seen = True

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from streamlite.clock import Clock, SystemClock
+from streamlite.clock import Clock, SystemClock, wait_held
 from streamlite.errors import StorageError, StreamliteError
 from streamlite.files import Fifo, FileLock, Files, random_number
 
@@ -56,7 +56,7 @@ class Waiter:
                 return
             with self._lock:
                 if not self._rung:
-                    self._bell.clock.wait(self._condition, timeout)
+                    wait_held(self._bell.clock, self._lock, self._condition, timeout)
         finally:
             self._bell.remove(self)
             self._rung = False
@@ -102,7 +102,9 @@ class FifoWaiter(Waiter):
             if self._rung or ready():
                 return
             if fifo is None:
-                self._bell.clock.wait(self._condition, min(timeout or LOOK_AGAIN_S, LOOK_AGAIN_S) / 10)
+                with self._lock:
+                    pause = min(timeout or LOOK_AGAIN_S, LOOK_AGAIN_S) / 10
+                    wait_held(self._bell.clock, self._lock, self._condition, pause)
             else:
                 fifo.wait(timeout)
         finally:
@@ -118,12 +120,14 @@ class FifoWaiter(Waiter):
             return False
         self._place, self._word_lock, self._number = place, lock, random_number() | 1
         self._fifo = self._files.fifo(_path(place, self._number), create=True)
+        self._bell.know(place, self._number, self._fifo)
         return True
 
     def close(self) -> None:
         lock, self._word_lock, self._fifo = self._word_lock, None, None
         if lock is not None:
             self._words[self._place] = 0
+            self._bell.know(self._place, 0, None)
             self._files.remove(_path(self._place, self._number))
             lock.release()
 
@@ -139,7 +143,7 @@ class Bell:
         self.clock = clock
         self.waiters: tuple[Waiter, ...] = ()
         """Those of this process that are no FIFOs; empty while none of them waits."""
-        self.words: memoryview | list[int] = [0]
+        self.words: memoryview = memoryview(bytes(8)).cast("Q")
         """The shared page; its first word is not 0 while somebody may be armed: a writer's only look."""
         self._files: Files | None = None
         self._fifos: dict[int, tuple[int, Fifo]] = {}  # place -> number and FIFO of whom we rang last there
@@ -157,9 +161,16 @@ class Bell:
 
     def waiter(self) -> Waiter:
         """A new place to wait."""
-        if self._files is not None and isinstance(self.words, memoryview) and isinstance(self.clock, SystemClock):
+        if self._files is not None and isinstance(self.clock, SystemClock):
             return FifoWaiter(self, self._files, self.words)
         return Waiter(self)
+
+    def know(self, place: int, number: int, fifo: Fifo | None) -> None:
+        """Who waits at that place is of this process: ringing him takes no second descriptor."""
+        with self._mutex:
+            self._fifos.pop(place, None)
+            if fifo is not None:
+                self._fifos[place] = number, fifo
 
     def add(self, waiter: Waiter) -> None:
         """Register; the caller looks again afterwards, before it sleeps."""
@@ -182,8 +193,7 @@ class Bell:
         words = self.words
         # Before the others are looked at: who arms himself later sets it again.
         words[_ANYBODY] = 0
-        armed = words.tolist() if isinstance(words, memoryview) else words
-        for place, number in enumerate(armed):
+        for place, number in enumerate(words.tolist()):
             if number and place != _ANYBODY:
                 words[place] = 0
                 self._ring_fifo(place, number)

@@ -10,6 +10,7 @@ work, or who added it sees `idle`. While it waits with a deadline it is not idle
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Worker:
         self._condition = threading.Condition(self._lock)
         self._woken = False
         self._stopping = False
+        self._running = False  # whether a thread is in `_run`
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -53,24 +55,42 @@ class Worker:
             if self._stopping:
                 return
             self._clock.worker_woken(self)
-            self.idle = False
             if self._thread is None:
-                self._thread = self._started()  # its first step is still to come: no need to say that it is woken
+                self._start()  # its first step is still to come: no need to say that it is woken
             else:
                 self._woken = True
                 self._condition.notify_all()
+            # Last: should a signal handler raise before, the next who adds work comes here again.
+            self.idle = False
 
-    def _started(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+    def _start(self) -> None:
+        # `Thread.start` waits on a condition, which a signal handler that raises would leave locked, and the new thread
+        # would never begin. So it is called where no handler runs, in a thread made by one call of C, and waited for.
+        # Should the wait be cut off and two be started, one of them ends at once (`_run`).
+        failed: list[Exception] = []
+        over = threading.Lock()
+        over.acquire()
+
+        def start() -> None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+                self._thread = thread
+            except RuntimeError as error:
+                failed.append(error)
+            finally:
+                over.release()
+
         try:
-            thread.start()
+            _thread.start_new_thread(start, ())
+            over.acquire()
         except RuntimeError as error:
-            self.idle = True
+            failed.append(error)
+        if failed:
             self._clock.worker_stopped(self)  # or a virtual clock would wait for it for ever
             raise StorageError(
-                f"cannot start the thread {self._name}: {error}; nothing was lost: end other threads, and try again"
-            ) from error
-        return thread
+                f"cannot start the thread {self._name}: {failed[0]}; nothing was lost: end other threads, and try again"
+            ) from failed[0]
 
     def stop(self, timeout: float | None = None) -> None:
         """Ask the thread to end after the step it is in, and wait for that; not when called from itself."""
@@ -85,6 +105,11 @@ class Worker:
             thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     def _run(self) -> None:
+        with self._lock:
+            if self._running:
+                return
+            self._running = True
+            self._thread = threading.current_thread()
         self._clock.worker_started(self)
         try:
             while not self._stopping:

@@ -35,7 +35,7 @@ from streamlite.errors import StreamliteError
 from streamlite.outbox import Outbox
 from streamlite.partition import Outgoing
 from streamlite.producer import Producer
-from streamlite.staging import Batch
+from streamlite.staging import Batch, Lane
 
 if TYPE_CHECKING:
     from streamlite.aio.transaction import AsyncTransaction
@@ -82,8 +82,8 @@ class _Room(threading.Condition):
 class _Outbox(Outbox):
     """An outbox whose drain, which may have a hundred batches to encode, stands aside now and then."""
 
-    def __init__(self, ctx: Context, options: ProducerOptions, mutex: Any) -> None:
-        super().__init__(ctx, options, mutex)
+    def __init__(self, ctx: Context, options: ProducerOptions, mutex: Any, lanes: Mapping[int, Lane]) -> None:
+        super().__init__(ctx, options, mutex, lanes)
         self.aside: Aside | None = None
 
     def _drain_once(self) -> None:
@@ -105,7 +105,7 @@ class _Sender(Producer):
         super().__init__(engine, options)
         self._on_disk = engine.syncer is not None
         self.room = _Room(self.mutex)
-        outbox = self._outbox = _Outbox(self._ctx, options, self.mutex)
+        outbox = self._outbox = _Outbox(self._ctx, options, self.mutex, self._lanes)
         outbox.room = self.room
         outbox.aside = Aside() if self._on_disk else None  # in memory the drain is in the loop's own thread
 
@@ -189,7 +189,7 @@ class _Sender(Producer):
         self._ctx.check_fork()
         with self.mutex:
             self._seal_all()
-            return list(self._outbox.unsettled)
+            return self._outbox.waiting
 
     def raise_unseen(self) -> None:
         """Raise the first failure nobody was told of."""
@@ -283,6 +283,7 @@ class AsyncProducer:
         if self._turn.until <= monotonic():
             await self._give()
         if sequence is not None:
+            self._sender._check_outside()  # whose block it is shows here only
             sent: Delivery = await self._again(
                 partial(
                     self._sender.send, topic, value, key=key, partition=partition, timestamp=timestamp,

@@ -95,7 +95,7 @@ class Steps(Consumer):
     """The sync consumer, whose calls return where they would sleep."""
 
     def __init__(self, engine: Engine, group: str | None, options: ConsumerOptions, owner: Owner) -> None:
-        super().__init__(engine, (), group, options)
+        super().__init__(engine, group, options)
         self.owner = owner
         self.place = self._waiter = place(self._ctx.bell)
         self.is_open = False
@@ -197,7 +197,7 @@ class Steps(Consumer):
             self._busy.release()
         size = count = 0
         for track in self._fetcher:
-            if track.queued:
+            if self._fetcher.is_ready(track):
                 grown = track.partition.slot.get(POSITION) - positions.get(track, 1 << 62)
                 if grown < 0:  # it rolled, or was not ours
                     return False
@@ -213,7 +213,7 @@ class Steps(Consumer):
         found: list[Message] = []
 
         def take(track: Track, room: int) -> int:
-            messages = track.messages(room)
+            messages = self._handout.take(track, room)
             if not messages:
                 return 0
             found.extend(messages)
@@ -223,6 +223,7 @@ class Steps(Consumer):
         with self._busy:
             if self._closed:
                 return []
+            self._handout.give_up()
             if through:
                 self._handout.end_run()
             if anew:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from streamlite.errors import StorageError
 
@@ -62,6 +63,13 @@ class File(ABC):
     def truncate(self, size: int) -> None:
         """Cut it to `size`; a smaller file grows to it, with zeros."""
 
+    def cutting(self, size: int) -> Callable[[], object]:
+        """What cuts it to `size`, at least as large, in one call of C where that can be: see `FileLock.unlock`.
+
+        What the operating system refuses may be an `OSError` here.
+        """
+        return partial(self.truncate, size)
+
     @abstractmethod
     def sync(self) -> None:
         """Bring its data and size to the device (fdatasync)."""
@@ -83,6 +91,10 @@ class FileLock(ABC):
     @abstractmethod
     def release(self) -> None:
         """Give it back; nothing where it is not held, and in the child of a fork, where it is the parent's."""
+
+    unlock: Callable[[], object]
+    """As `release`, for a lock that is only taken exclusively, and written in C: no signal handler runs before it has
+    been given back. A `ValueError` in the child of a fork."""
 
 
 class Fifo(ABC):

@@ -23,9 +23,10 @@ import stat
 import threading
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from streamlite.errors import CorruptionError, ForkedError, FormatError, StorageError
 from streamlite.files import Fifo, File, FileLock, Files, MissingFile, random_number
@@ -55,20 +56,24 @@ _datasync = getattr(os, "fdatasync", os.fsync)
 
 
 class _Descriptor:
-    """An open descriptor; closed when nobody refers to it any more, so that a call under way never loses it."""
+    """An open descriptor; closed when nobody refers to it any more, so that a call under way never loses it.
+
+    The finalizer is a call of C (a slot holds it): one in Python might be where a signal handler raises, and then
+    nothing would be closed and the handler's exception be swallowed. `closerange` does not mind what is closed already.
+    """
+
+    __slots__ = ("__del__", "_fd", "path")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
+        self.__del__: Callable[[], object] = partial(os.closerange, fd, fd + 1)
 
-    # `close` is bound here, because at interpreter exit `os` may be gone before the last object is.
-    def __del__(self, close: Any = os.close, refused: type[Exception] = OSError) -> None:
-        fd, self._fd = getattr(self, "_fd", -1), -1
-        if fd >= 0:
-            try:  # noqa: SIM105 - contextlib may be gone as well
-                close(fd)
-            except refused:
-                pass  # somebody closed it behind our back; there is nobody to tell
+    def forget(self) -> None:
+        """In the child of a fork: close it, where the number may soon be that of another file."""
+        self.__del__()
+        self.__del__ = partial(int)
+        self._fd = -1
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
         # In the child of a fork the number is -1: some calls say EBADF to that, others raise a ValueError.
@@ -88,7 +93,7 @@ _descriptors: weakref.WeakSet[_Descriptor] = weakref.WeakSet()
 
 def _close_in_child() -> None:
     for descriptor in list(_descriptors):
-        descriptor.__del__()
+        descriptor.forget()
     _descriptors.clear()
     _opening.release()
 
@@ -143,6 +148,9 @@ class LocalFile(_Descriptor, File):
             os.ftruncate(self._fd, size)
         except OSError as error:
             self._fail("truncate", error)
+
+    def cutting(self, size: int) -> Callable[[], object]:
+        return partial(os.ftruncate, self._fd, size)
 
     def sync(self) -> None:
         try:
@@ -199,34 +207,50 @@ class LocalFifo(_Descriptor, Fifo):
         return self._fd
 
 
+class _Number:
+    """The number of a descriptor as something that `fcntl.flock` can ask for it without running a line of Python."""
+
+    def __init__(self, fd: int) -> None:
+        self.fileno: Callable[[], int] = partial(abs, fd)
+
+
 class LocalLock(_Descriptor, FileLock):
     """A `flock`. Released when the descriptor is closed, be it by the end of its process."""
 
-    _held: int | None = None
+    _shares = False
+    """Whether it is held, and shared: what a change of kind that fails goes back to."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        super().__init__(path, fd)
+        self._number = _Number(fd)
+        self.unlock = partial(fcntl.flock, self._number, _UNLOCK)
+
+    def forget(self) -> None:
+        super().forget()
+        self._number.fileno = partial(int, -1)
 
     def acquire(self, *, shared: bool = False) -> bool:
-        wanted = _SHARED if shared else _EXCLUSIVE
         try:
-            fcntl.flock(self._fd, wanted)
+            fcntl.flock(self._fd, _SHARED if shared else _EXCLUSIVE)
         except BlockingIOError:
             self._keep()
             return False
         except (OSError, ValueError) as error:
             self._fail("lock", error)
-        self._held = wanted
+        self._shares = shared
         return True
 
     def _keep(self) -> None:
         """Take back what a change of kind that failed has let go; flock(2): it "is not guaranteed to be atomic"."""
-        if self._held is not None:
+        if self._shares:
             try:
-                fcntl.flock(self._fd, self._held)
+                fcntl.flock(self._fd, _SHARED)
             except OSError as error:
-                self._held = None
+                self._shares = False
                 self._fail("take back the lock", error)
 
     def release(self) -> None:
-        self._held = None
+        self._shares = False
         if self._fd < 0:
             return  # in the child of a fork: to unlock would be to free the parent's lock
         try:

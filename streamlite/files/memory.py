@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from streamlite.errors import StorageError, UnsupportedError
 from streamlite.files import Fifo, File, FileLock, Files, MissingFile
@@ -48,17 +49,27 @@ class MemoryFile(File):
         del self.data[size:]
         self.data.extend(bytes(size - len(self.data)))
 
+    def cutting(self, size: int) -> Callable[[], object]:
+        return partial(self.data.__delitem__, slice(size, None))
+
     def sync(self) -> None:
         return
 
 
 class MemoryLock(FileLock):
-    """Exclusive against every other lock object of the same file; gone with the object that held it."""
+    """Exclusive against every other lock object of the same file; gone with the object that held it.
+
+    The finalizer is a call of C, as in `LocalFiles`. It takes no mutex: it may run in the thread that has it, and one
+    `pop` is one step.
+    """
+
+    __slots__ = ("__del__", "_file", "_mutex", "path", "unlock")
 
     def __init__(self, path: str, file: MemoryFile, mutex: threading.Lock) -> None:
         self.path = path
         self._file = file
         self._mutex = mutex
+        self.unlock = self.__del__ = partial(file.holders.pop, id(self), None)
 
     def acquire(self, *, shared: bool = False) -> bool:
         holders = self._file.holders
@@ -73,10 +84,6 @@ class MemoryLock(FileLock):
     def release(self) -> None:
         with self._mutex:
             self._file.holders.pop(id(self), None)
-
-    def __del__(self) -> None:
-        # Without the mutex: a finalizer may run in the thread that has it. One `pop` is one step.
-        self._file.holders.pop(id(self), None)
 
 
 class _Directory(dict[str, "MemoryFile | _Directory"]):

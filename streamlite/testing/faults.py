@@ -222,6 +222,11 @@ class _Lock(FileLock):
         self._process = process
         self.inner = inner
 
+    @property
+    def unlock(self) -> Callable[[], object]:  # type: ignore[override]
+        """As `release`."""
+        return self.release
+
     def acquire(self, *, shared: bool = False) -> bool:
         self._process.look("", self.path)
         return self.inner.acquire(shared=shared)

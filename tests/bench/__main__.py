@@ -18,7 +18,9 @@ from typing import Any
 from tests.bench.case import DISTINCT, Case, Result, Setting
 from tests.bench.latency import SendAndWait, SendToReceive
 from tests.bench.memory import ConsumerMemory, ProducerMemory, ProducerMemorySlowWrites
+from tests.bench.processes import BetweenProcesses, BetweenProcessesLate, Idle, ManyIdle, Processes, Threads
 from tests.bench.size import Open, Seek
+from tests.bench.takeover import Join, Takeover
 from tests.bench.throughput import Iterate, Poll, Send, SendKeyless, SendMany
 
 CASES: dict[str, type[Case]] = {
@@ -30,12 +32,20 @@ CASES: dict[str, type[Case]] = {
         Poll,
         Iterate,
         SendToReceive,
+        BetweenProcesses,
+        BetweenProcessesLate,
         SendAndWait,
+        Threads,
+        Processes,
+        Idle,
         Open,
         ConsumerMemory,
         ProducerMemory,
         ProducerMemorySlowWrites,
         Seek,
+        ManyIdle,
+        Takeover,
+        Join,
     )
 }
 ROW = "{:<5} {:>10} {:>10} {:>9} {:>9}  {:<5} {:<15} {}"
@@ -63,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         "cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=f"which: {' '.join(CASES)} (all)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="alternations of floor and measurement (5)")
-    parser.add_argument("--messages", type=int, default=1_000_000, help="messages of S1 to S5 (1,000,000)")
+    parser.add_argument(
+        "--messages", type=int, default=1_000_000, help="messages of S1 to S5, four times those of S9 (1,000,000)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="size of the logs of S11 to S13 (1 is full size)")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

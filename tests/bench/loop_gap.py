@@ -94,6 +94,15 @@ async def many_consumers(bus: Bus) -> int:
     return 300
 
 
+async def join_together(bus: Bus) -> int:
+    """A hundred consumers join one group at the same time, and leave it."""
+    group = f"j{time.monotonic_ns()}"
+    consumers = [bus.async_consumer("u", group=group) for _ in range(100)]
+    await asyncio.gather(*(consumer.__aenter__() for consumer in consumers))
+    await asyncio.gather(*(consumer.close() for consumer in consumers))
+    return 100
+
+
 async def latency(bus: Bus) -> int:
     """Send to receive in one loop, not a gap: printed beside."""
     seen: list[float] = []
@@ -123,6 +132,7 @@ LOADS: list[tuple[str, Load]] = [
     ("async for, a backlog", iterate),
     ("async for in a group", iterate_in_a_group),
     ("100 consumers wait", many_consumers),
+    ("100 join one group", join_together),
 ]
 
 

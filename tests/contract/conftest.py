@@ -14,9 +14,9 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ import pytest
 import streamlite
 from streamlite import Bus
 from streamlite.testing.clock import VirtualClock
+
+from . import split
 
 HANG_S = 20.0
 """No test takes a tenth of it; one that takes all of it waits for something that does not come."""
@@ -40,6 +42,7 @@ CAPABILITIES = {
     "gapless": "offsets of one partition's messages follow each other without gaps until compaction",
     "clock": "all time is that of the clock given to `open`",
     "maintenance": "`maintain()` applies retention and compaction before it returns",
+    "processes": "producers run in another process than the test",
 }
 
 
@@ -50,11 +53,19 @@ class Backend:
     name: str
     location: Callable[[Path], Any]
     capabilities: frozenset[str]
+    open: Callable[..., Bus] = streamlite.open
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Tests that cannot run over it, by file and name, or by file, and why."""
+
+
+def _in(directory: Path) -> Path:
+    return directory / "bus"
 
 
 BACKENDS = [
     Backend("memory", lambda directory: ":memory:", frozenset({"gapless", "clock", "maintenance"})),
-    Backend("disk", lambda directory: directory / "bus", frozenset(CAPABILITIES)),
+    Backend("disk", _in, frozenset(CAPABILITIES) - {"processes"}),
+    Backend("processes", _in, frozenset(CAPABILITIES), split.open_split, split.APART | split.APART_WHOLE),
 ]
 
 
@@ -68,8 +79,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         needed = {name for mark in metafunc.definition.iter_markers("needs") for name in mark.args}
         assert needed <= CAPABILITIES.keys(), f"unknown capabilities: {needed - CAPABILITIES.keys()}"
-        fitting = [backend for backend in BACKENDS if needed <= backend.capabilities]
+        file = metafunc.definition.path.name
+        names = {file, f"{file}::{metafunc.definition.originalname}"}
+        fitting = [one for one in BACKENDS if needed <= one.capabilities and not names & one.apart.keys()]
         metafunc.parametrize("backend", fitting, ids=[backend.name for backend in fitting])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def other_process() -> Iterator[None]:
+    """Ends the process of the senders, where a test needed it."""
+    yield
+    split.end()
 
 
 class Hanging(BaseException):
@@ -122,12 +142,13 @@ def location(backend: Backend, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def open_bus(location: Any, clock: VirtualClock) -> Iterator[Callable[..., Bus]]:
+def open_bus(backend: Backend, location: Any, clock: VirtualClock) -> Iterator[Callable[..., Bus]]:
     """Opens the test's location: a durable one again and again, another one anew. Closes what it opened."""
     with ExitStack() as stack:
 
         def open_one(**options: Any) -> Bus:
-            bus = streamlite.open(location, **{"clock": clock, **options})
+            bus = backend.open(location, **{"clock": clock, **options})
+            stack.callback(split.forget, bus)
             stack.callback(bus.close)
             return bus
 

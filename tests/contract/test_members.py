@@ -81,6 +81,7 @@ def die(member: Consumer) -> None:
     assert membership is not None
     assert membership._lock is not None
     membership._lock.release()
+    del membership._files._own[membership.id]  # it would be another process's
 
 
 def hang(clock: VirtualClock, *others: Consumer) -> None:

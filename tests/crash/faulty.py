@@ -105,6 +105,10 @@ class FaultyLock(FileLock):
         self._files = files
         self.inner = inner
 
+    @property
+    def unlock(self) -> Callable[[], object]:  # type: ignore[override]
+        return self.release
+
     def acquire(self, *, shared: bool = False) -> bool:
         return self._files.run(Call("acquire", self.path), lambda: self.inner.acquire(shared=shared))
 
@@ -351,11 +355,11 @@ class States:
         self.keep(call, clone(self.inner))
 
     def _before_write(self, path: str, data: bytes, position: int) -> None:
-        """In the middle of the write."""
-        for size in {len(data) // 2, len(data) - 1}:
+        """In the middle of the write, and when it is done and no word says so yet."""
+        for size in {len(data) // 2, len(data) - 1, len(data)}:
             torn = clone(self.inner)
             torn.open(path).write([data[:size]], position)
-            self.keep(Call("half of a write", path), torn)
+            self.keep(Call(f"the first {size} bytes of a write", path), torn)
 
     def keep(self, call: Call, files: MemoryFiles) -> None:
         """Note down a state, unless it was there already."""
@@ -370,9 +374,11 @@ class States:
 
 
 def open_over(files: Files, **options: Any) -> Bus:
-    """Open a bus on `files`, as if they were a directory."""
+    """Open a bus on `files`, as if they were a directory. Maintenance runs when it is called, never by itself."""
     with mock.patch("streamlite.engine._files", return_value=files):
-        return streamlite.open("a directory", **options)
+        bus = streamlite.open("a directory", **options)
+    bus._engine.maintenance._begun = True
+    return bus
 
 
 def bury(bus: Bus) -> None:

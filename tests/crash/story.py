@@ -8,13 +8,15 @@ anything else all or nothing. That is I1 to I4 of the promises:
 * I1 what was acknowledged is there: the end of a partition is not before what the done steps made.
 * I2 what is there is a prefix of what was attempted: offset n holds the n-th value sent to that partition.
 * I3 nothing else is there, and nothing twice.
-* I4 what a group committed is what one of its commits says, in every partition of it.
+* I4 what a group committed is what one of its commits says, in every partition of it; of a transaction everything is
+  there or nothing, messages and offsets.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from streamlite import Bus, TopicPartition, errors
@@ -51,6 +53,14 @@ class Moment(NamedTuple):
     begun: int
 
 
+class Transacted(NamedTuple):
+    """What a transaction does: values by topic and partition, and the offsets of a group."""
+
+    sent: dict[tuple[str, int], list[bytes]]
+    group: str | None
+    offsets: dict[TopicPartition, int]
+
+
 class Story:
     """Runs steps against `bus`, which may be opened anew in between."""
 
@@ -60,6 +70,8 @@ class Story:
         """After 0, 1, 2 ... steps, done or begun."""
         self.done = 0
         self.steps: list[str] = []
+        self.transactions: dict[int, Transacted] = {}
+        """By the number of the world they make."""
 
     def moment(self) -> Moment:
         return Moment(self.done, len(self.worlds) - 1)
@@ -145,6 +157,44 @@ class Story:
 
         self.step(f"commit {offsets} of {topic} for {group}", does, do)
 
+    def transact(
+        self,
+        sent: dict[tuple[str, int], list[bytes]],
+        read: str | None = None,
+        group: str | None = None,
+        offsets: dict[int, int] | None = None,
+        *,
+        abort: bool = False,
+    ) -> None:
+        """One transaction: these values to these partitions, and these offsets of `read` for the group."""
+        given = Transacted(
+            sent, group, {TopicPartition(read or "", at): offset for at, offset in (offsets or {}).items()}
+        )
+
+        def does(world: World) -> None:
+            if not abort:
+                self.transactions[len(self.worlds)] = given
+                for (topic, partition), values in sent.items():
+                    world.topics[topic][partition].sent += [(b"k", value) for value in values]
+                if group is not None:
+                    world.commits[group] = world.commits.get(group, {}) | given.offsets
+
+        def do(bus: Bus) -> None:
+            with ExitStack() as stack:
+                producer = stack.enter_context(bus.producer())
+                if group is not None:
+                    consumer = stack.enter_context(bus.consumer(read, group=group, auto_commit=False))
+                    consumer.wait_assigned(PATIENCE)
+                tx = stack.enter_context(producer.transaction())
+                for (topic, partition), values in sent.items():
+                    tx.send_many(topic, values, partition=partition, keys=[b"k"] * len(values))
+                if group is not None:
+                    tx.commit_offsets(consumer, given.offsets)
+                if abort:
+                    tx.abort()
+
+        self.step(f"transact {sorted(sent)} {offsets or ''}{' and abort' if abort else ''}", does, do)
+
     def truncate(self, topic: str, partition: int, offset: int) -> None:
         def does(world: World) -> None:
             log = world.topics[topic][partition]
@@ -229,6 +279,29 @@ class Story:
             self._check_topic(bus, name, least, most, possible)
         for group in most.commits if groups else ():
             self._check_commits(bus, group, possible)
+        first = moment.done if kept is None else kept
+        for number in range(first + 1, moment.begun + 1):
+            if number in self.transactions:
+                self._check_whole(bus, number, groups=groups)
+
+    def _check_whole(self, bus: Bus, number: int, *, groups: bool) -> None:
+        """Of the transaction that made this world everything is there, or nothing."""
+        sent, group, offsets = self.transactions[number]
+        world, there = self.worlds[number], {}
+        for topic, partition in sent:
+            if topic in bus.topics():
+                end = bus.topic(topic).end_offsets()[TopicPartition(topic, partition)]
+                there[topic, partition] = end >= len(world.topics[topic][partition].sent)
+                if not there[topic, partition]:
+                    before = self.worlds[number - 1].topics[topic][partition].sent
+                    assert end <= len(before), (number, topic, partition, end, len(before))
+        if group is not None and groups:
+            try:
+                found = bus.group(group).committed
+            except errors.UnknownGroupError:
+                found = {}
+            there[group] = all(found.get(tp, -1) >= offset for tp, offset in offsets.items())
+        assert len(set(there.values())) <= 1, (number, self.steps[number - 1], there)
 
     def _check_topic(self, bus: Bus, name: str, least: World, most: World, possible: list[World]) -> None:
         lives = [world for world in possible if name in world.topics]

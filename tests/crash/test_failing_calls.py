@@ -219,7 +219,7 @@ def test_who_waits_for_the_same_sync_is_not_told_that_it_worked() -> None:
         published.append(partition.append_locked([_batch(value)]))
         partition.guard.release()
     files.plan = _sync_fails()
-    outcomes = [partition._published(result) for result in published]
+    outcomes = [partition.published(result) for result in published]
     assert [outcome.offsets for outcome in outcomes] == [[], []]
     assert all(isinstance(outcome.error, errors.StorageError) for outcome in outcomes)
     assert partition.slot.get(SYNCED) == 0

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
+from itertools import chain, combinations
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from streamlite import Bus, TopicPartition, errors
+from streamlite.config import TopicSettings
+from streamlite.counters import START, SYNCED
 from streamlite.files.memory import MemoryFiles
+from streamlite.ledger import Part
 from streamlite.testing.clock import VirtualClock
-from tests.crash.faulty import FaultyFiles, Plan, Stopped, file_at, kill, logs_of, open_over
-from tests.crash.story import PATIENCE
+from tests.crash.faulty import (
+    Call,
+    FaultyFiles,
+    Plan,
+    Stopped,
+    clone,
+    file_at,
+    fingerprint,
+    kill,
+    logs_of,
+    open_over,
+    walk_files,
+)
+from tests.crash.story import PATIENCE, Moment, Story
 
 
 def _put(bus: Bus, topic: str, *values: bytes, **options: Any) -> None:
@@ -144,3 +162,231 @@ def test_a_failed_sync_is_not_forgotten_by_an_opener_that_is_killed() -> None:
         kill(bus)
         if not opener.hits:
             return
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """What of each log is on the device for certain, and every state that a stop of the machine may leave."""
+
+    def __init__(self, note: Callable[[], Moment]) -> None:
+        self.inner = MemoryFiles()
+        self.files = FaultyFiles(self.inner)
+        self.found: list[tuple[Call, MemoryFiles, Moment]] = []
+        self._note = note
+        self._durable: dict[str, bytes] = {}
+        self._last = Call("", "")
+        self._seen: set[tuple[int, Moment]] = set()
+        self.files.before = self._before
+
+    def _before(self, call: Call) -> None:
+        if self._last.name == "sync" and self._last.path.endswith(".log"):
+            self._durable[self._last.path] = bytes(file_at(self.inner, self._last.path).data)
+        self._last = call
+        if call.name in ("write", "sync", "sync_dir", "acquire"):
+            self.keep(call)
+
+    def keep(self, call: Call) -> None:
+        """Every choice of logs whose unsynced part is lost, and of one that is lost by half."""
+        logs = {path: bytes(file.data) for path, file in walk_files(self.inner._tree) if path.endswith(".log") and file}
+        behind = [path for path, data in logs.items() if self._durable.get(path) != data]
+        moment = self._note()
+        for lost in powerset(behind):
+            for torn in (None, *lost):
+                image = clone(self.inner)
+                for path in lost:
+                    kept = len(self._durable.get(path, b""))
+                    kept += (len(logs[path]) - kept) // 2 if path == torn else 0
+                    file_at(image, path).truncate(kept)
+                known = (fingerprint(image), moment)
+                if known not in self._seen:
+                    self._seen.add(known)
+                    self.found.append((call, image, moment))
+
+
+def powerset(paths: list[str]) -> Iterator[tuple[str, ...]]:
+    return chain.from_iterable(combinations(paths, count) for count in range(len(paths) + 1))
+
+
+def _transactions(story: Story) -> None:
+    """Transactions over three partitions and offsets, with plain sends before, between and behind, and a sync."""
+    story.create("in")
+    story.send("in", *[b"%d" % at for at in range(9)])
+    story.create("t", partitions=2)
+    story.create("u")
+    story.sync()
+    for at in range(2):
+        story.send("t", b"before %d" % at, partition=1)
+        story.transact({("t", 0): [b"a%d" % at] * 2, ("t", 1): [b"b%d" % at], ("u", 0): [b"c%d" % at] * 3})
+        story.transact({("u", 0): [b"d%d" % at], ("t", 1): [b"e%d" % at]}, "in", "g", {0: 3 * at + 1})
+        story.send("u", b"behind %d" % at)
+        story.send("t", b"behind %d" % at, partition=0)
+    story.sync()
+    story.transact({("t", 0): [b"f"], ("u", 0): [b"g"]}, "in", "g", {0: 9})
+    story.send("u", b"last")
+    story.sync()
+
+
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_a_machine_that_stops_tears_no_transaction(sync: str) -> None:
+    """At any call, whatever of the unsynced parts of the logs was lost: the record may be kept, and data lost."""
+    story = Story()
+    device = Device(story.moment)
+    story.bus = _open(device.files, sync=sync, sync_interval_ms=100_000)
+    _transactions(story)
+    assert len(device.found) > 100
+    lost = 0
+    for call, image, moment in device.found:
+        safe = [at for at, step in enumerate(story.steps[: moment.done], 1) if step == "sync"]
+        kept = moment.done if sync == "always" else max(safe, default=0)
+        try:
+            bus = _open(FaultyFiles(image, boot=2), sync=sync, sync_interval_ms=100_000)
+            story.check(bus, moment, kept=kept)
+            found = {name: bus.topic(name).end_offsets() for name in bus.topics()}
+            lost += found != {name: _ends(story, moment.done, name) for name in found}
+            _put(bus, bus.topic("in").name, b"and writing works")
+            bus.close()
+        except BaseException:
+            print(f"before {call}, {moment}, steps {story.steps[: moment.begun]}")
+            raise
+    assert lost > 10  # or nothing was shown
+    story.close()
+
+
+def _ends(story: Story, number: int, name: str) -> dict[TopicPartition, int]:
+    logs = story.worlds[number].topics.get(name, [])
+    return {TopicPartition(name, at): len(log.sent) for at, log in enumerate(logs)}
+
+
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_data_is_on_the_device_before_its_record_is_written(sync: str) -> None:
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus = _open(files, sync=sync, sync_interval_ms=100_000)
+    bus.create_topic("t", partitions=2)
+    bus.create_topic("u")
+    with bus.producer() as producer:
+        for _ in range(2):
+            files.calls.clear()
+            with producer.transaction() as tx:
+                for topic, partition in (("t", 0), ("t", 1), ("u", 0)):
+                    tx.send(topic, b"v", partition=partition)
+            calls = [(call.name, call.path.rpartition("/")[0]) for call in files.calls if call.path.endswith(".log")]
+            record = calls.index(("write", "topics/__transactions/0"))
+            for directory in ("topics/t/0", "topics/t/1", "topics/u/0"):
+                assert calls.index(("write", directory)) < calls.index(("sync", directory)) < record
+            assert (("sync", "topics/__transactions/0") in calls[record:]) == (sync == "always")
+    bus.close()
+
+
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_names_are_on_the_device_before_the_record_is_written(sync: str) -> None:
+    """Of the topic, the first time, and of every segment that the commit begins."""
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync=sync, sync_interval_ms=100_000)
+    bus.create_topic("t", segment_bytes=200)
+    bus.create_topic("u", segment_bytes=200)
+    with bus.producer() as producer:
+        for round_ in range(3):
+            if round_:
+                files.calls.clear()
+            with producer.transaction() as tx:
+                tx.send("t", b"v" * 100)
+                tx.send("u", b"v" * 100)
+            record = next(
+                at for at, call in enumerate(files.calls) if call.path.startswith("topics/__transactions/0/0")
+            )
+            for name in ("t", "u"):
+                directory = f"topics/{name}/0"
+                created = [
+                    at for at, (kind, path) in enumerate(files.calls[:record])
+                    if kind == "create" and path.startswith(directory) and path.endswith(".log")
+                ]  # fmt: skip
+                assert created, round_
+                wanted = {directory} if round_ else {directory, f"topics/{name}", "topics", ""}
+                assert wanted <= {call.path for call in files.calls[created[-1] : record] if call.name == "sync_dir"}
+    bus.close()
+
+
+@pytest.mark.parametrize("upto", ["partition", "bus"])
+def test_what_follows_a_transaction_is_not_called_safe_before_its_record_is(upto: str) -> None:
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus = _open(files, sync="interval", sync_interval_ms=100_000)
+    bus.create_topic("t")
+    bus.create_topic("u")
+    with bus.producer() as producer, producer.transaction() as tx:
+        tx.send("t", b"1")
+        tx.send("u", b"1")
+    _put(bus, "t", b"2")
+    slot = bus._engine.registry.get("t").partitions[0].slot
+    assert slot.get(SYNCED) == 0
+    files.calls.clear()
+    files.plan = Plan(1, errno.EIO, looks_at=lambda call: call.name == "sync" and "/__transactions/" in call.path)
+    with pytest.raises(errors.StorageError):
+        bus._engine.registry.get("t").partitions[0].sync() if upto == "partition" else bus.sync()
+    assert slot.get(SYNCED) == 0
+    kill(bus)
+    for path in logs_of(inner, "__transactions"):
+        file_at(inner, path).truncate(0)
+    bus = _open(FaultyFiles(inner, boot=2))
+    assert [[message.value for message in bus.topic(name).read()] for name in ("t", "u")] == [[], []]
+    bus.close()
+
+
+def test_a_number_that_a_lost_record_had_is_another_transactions_now() -> None:
+    """Its data was synced, its record lost with the machine; the next epoch gives the number, and its offsets, anew."""
+    inner = MemoryFiles()
+    bus = _open(FaultyFiles(inner), sync="interval", sync_interval_ms=100_000)
+    bus.create_topic("t")
+    bus.create_topic("u")
+    with bus.producer() as producer, producer.transaction() as tx:
+        tx.send("t", b"lost")
+        tx.send("u", b"lost")
+    kill(bus)
+    for path in logs_of(inner, "__transactions"):
+        file_at(inner, path).truncate(0)
+    bus = _open(FaultyFiles(inner, boot=2), sync="interval", sync_interval_ms=100_000)
+    records = bus._engine.ledger.log()
+    partition = bus._engine.registry.get("t").partitions[0]
+    # A record of the same number that names the same place: only the epoch tells them apart.
+    records.append([bus._engine.ledger.record([Part(partition.topic.incarnation, 0, 0, 1)])])
+    assert records.slot.end == 1
+    assert list(bus.topic("t").read()) == []
+    with bus.producer() as producer, producer.transaction() as tx:
+        tx.send("t", b"new")
+        tx.send("u", b"new")
+    assert [[message.value for message in bus.topic(name).read()] for name in ("t", "u")] == [[b"new"], [b"new"]]
+    bus.close()
+
+
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_records_that_went_had_their_data_on_the_device(sync: str) -> None:
+    """And the machine that stops right then keeps all of it."""
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    with mock.patch("streamlite.ledger.SETTINGS", TopicSettings(segment_bytes=600)):
+        bus = _open(files, sync=sync, sync_interval_ms=100_000)
+        bus._engine.maintenance.worker.stop()
+        bus.create_topic("t")
+        bus.create_topic("u")
+        with bus.producer() as producer, mock.patch.object(bus._engine.maintenance, "look_soon"):
+            for at in range(30):
+                with producer.transaction() as tx:
+                    tx.send("t", b"%d" % at)
+                    tx.send("u", b"%d" % at)
+        kept = bus._engine.registry.get("__transactions").partitions[0]
+        files.calls.clear()
+        bus.maintain()
+        assert kept.slot.get(START) > 20
+    calls = [call for call in files.calls if call.name in ("sync", "remove")]
+    removal = next(at for at, call in enumerate(calls) if call.name == "remove" and "/__transactions/" in call.path)
+    synced = {call.path.rpartition("/")[0] for call in calls[:removal] if call.name == "sync"}
+    unsynced = {"topics/t/0", "topics/u/0"}
+    assert unsynced <= synced
+    kill(bus)
+    bus = _open(FaultyFiles(inner, boot=2))
+    for name in ("t", "u"):
+        assert [message.value for message in bus.topic(name).read()] == [b"%d" % at for at in range(30)]
+    bus.close()

@@ -143,9 +143,51 @@ def alter(story: Story) -> None:
     story.send("t", *numbers(3))
 
 
+def transact(story: Story) -> None:
+    """Two partitions of one topic, one of another, and offsets; before it, after it and between, plain sends."""
+    story.create("t", partitions=2)
+    story.create("u")
+    story.send("t", *numbers(2))
+    story.create("in")
+    story.send("in", *numbers(5))
+    story.transact({("t", 0): numbers(2, 2), ("t", 1): numbers(3), ("u", 0): numbers(1)}, "in", "g", {0: 2})
+    story.send("u", b"between")
+    story.transact({("t", 1): numbers(1, 3), ("u", 0): numbers(2, 2)}, "in", "g", {0: 5}, abort=True)
+    story.transact({("u", 0): numbers(2, 2), ("t", 1): numbers(1, 3)}, "in", "g", {0: 4})
+    story.send("t", b"after")
+
+
+def transact_offsets_only(story: Story) -> None:
+    story.create("t", partitions=2)
+    story.send("t", *numbers(5), partition=0)
+    story.send("t", *numbers(5), partition=1)
+    story.transact({}, "t", "g", {0: 1, 1: 2})
+    story.transact({}, "t", "g", {0: 3, 1: 5})
+
+
+def transact_and_roll(story: Story) -> None:
+    """Segments so small that a commit rolls, and one whose part is larger than a segment."""
+    story.create("t", partitions=2, **SMALL)
+    story.create("u", **SMALL)
+    for at in range(3):
+        story.transact({("t", 0): numbers(4, 4 * at), ("t", 1): numbers(6, 6 * at), ("u", 0): numbers(2, 2 * at)})
+    story.transact({("t", 0): numbers(40, 100), ("u", 0): numbers(1, 100)})
+    story.send("t", b"after")
+
+
+def transact_and_compact(story: Story) -> None:
+    story.create("t", **SMALL, cleanup="compact")
+    story.create("u")
+    for at in range(5):
+        story.transact({("t", 0): [b"%d" % at * 60], ("u", 0): [b"%d" % at]})
+    story.compact("t")
+    story.transact({("t", 0): [b"last"], ("u", 0): [b"last"]})
+
+
+TRANSACTIONS: list[Workload] = [transact, transact_offsets_only, transact_and_roll, transact_and_compact]
 WORKLOADS: list[Workload] = [
     create, append, append_by_key, roll, roll_within_a_send, commit, truncate, retain_by_size, retain_by_time, compact,
-    delete, grow, alter,
+    delete, grow, alter, *TRANSACTIONS,
 ]  # fmt: skip
 
 
@@ -201,7 +243,9 @@ def _check_writing(bus: Bus, name: str) -> None:
     assert list(bus.topic(name).read(partition=0, start=sent.offset))[-1].offset == sent.offset
 
 
-@pytest.mark.parametrize("workload", [roll, commit, truncate, compact, delete], ids=lambda workload: workload.__name__)
+@pytest.mark.parametrize(
+    "workload", [roll, commit, truncate, compact, delete, *TRANSACTIONS], ids=lambda workload: workload.__name__
+)
 def test_a_recovery_that_is_killed_too_changes_nothing(workload: Workload) -> None:
     story, states = run(workload, "never")
     seen: set[int] = set()

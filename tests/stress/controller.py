@@ -23,7 +23,7 @@ import msgspec
 import streamlite
 from streamlite import TopicPartition
 
-from .history import Report, Violation, check, load
+from .history import CHECKS, Report, Violation, check, load
 from .worker import GROUP, TOPIC, Options, Recorder
 
 DRAIN_S = 60.0
@@ -159,7 +159,7 @@ class Round:
                 self.kill(child)
         self.read_log()
         self.bus.close()
-        report = check(load(self.history))
+        report = check(load(self.history), CHECKS)
         report.violations[:0] = self.failures
         return report
 

@@ -87,7 +87,7 @@ def open_bus(directory: Path, options: Options) -> streamlite.Bus:
 
 
 def produce(directory: Path, name: str, options: Options) -> None:
-    """Send bursts of unique values, to partitions, by key or neither, until told to stop."""
+    """Send bursts of unique values, to partitions, by key or neither, some in transactions, until told to stop."""
     rng, record = random.Random(options.seed), Recorder(directory / "history", name)
     # To close takes the bus's lock, and whoever has it may be stopped: nothing is lost by that.
     with suppress(LockTimeoutError), open_bus(directory, options) as bus:
@@ -102,13 +102,47 @@ def send_until_stopped(bus: streamlite.Bus, rng: random.Random, record: Recorder
             burst = rng.choice((1, 1, 2, 10, 100))
             values = [f"{name}-{next(numbers)}" for _ in range(burst)]
             places = [_place(rng, topic) for _ in values]
+            if rng.random() < 0.4:
+                transact(producer, rng, record, values, places)
+                stop.wait(burst / options.sends_a_second)
+                continue
             number = record.invoke("send", values=values, partitions=[partition for _, partition in places])
             deliveries = []
             for value, (key, partition) in zip(values, places, strict=True):
-                given = {"partition": partition} if key is None and partition is not None else {"key": key}
-                deliveries.append(producer.send(topic, value, **given))
+                deliveries.append(producer.send(topic, value, **_given(key, partition)))
             record("ok", "send", id=number, values=values, placed=[_placed(one) for one in deliveries])
             stop.wait(burst / options.sends_a_second)
+
+
+class ChangedItsMind(Exception):
+    """An abort."""
+
+
+def transact(
+    producer: streamlite.Producer,
+    rng: random.Random,
+    record: Recorder,
+    values: list[str],
+    places: list[tuple[str | None, int | None]],
+) -> None:
+    """One transaction; now and then it is aborted, and sometimes it takes a while."""
+    number = record.invoke("tx", values=values, partitions=[partition for _, partition in places])
+    try:
+        with producer.transaction() as tx:
+            deliveries = [tx.send(TOPIC, value, **_given(*place)) for value, place in zip(values, places, strict=True)]
+            if rng.random() < 0.1:
+                stop.wait(rng.uniform(0, 0.1))
+            if rng.random() < 0.1:
+                raise ChangedItsMind
+            record("info", "tx-commit", id=number, values=values)
+    except (ChangedItsMind, LockTimeoutError) as error:
+        record("fail", "tx", id=number, values=values, error=f"{type(error).__name__}: {error}")
+    else:
+        record("ok", "tx", id=number, values=values, placed=[_placed(one) for one in deliveries])
+
+
+def _given(key: str | None, partition: int | None) -> dict[str, Any]:
+    return {"partition": partition} if key is None and partition is not None else {"key": key}
 
 
 def _place(rng: random.Random, topic: streamlite.Topic) -> tuple[str | None, int | None]:
@@ -141,6 +175,7 @@ class Member:
         self.record = Recorder(directory / "history", name)
         self.owned: dict[int, int] = {}
         """Partition to generation, as far as this member knows."""
+        self.producer: streamlite.Producer
         self.handed: dict[int, int] = {}
         """What a `commit()` would commit: partition to the offset after the last one handed out."""
 
@@ -156,18 +191,21 @@ class Member:
     def belong(self) -> None:
         """Be a member until told to stop."""
         options = self.options
-        with self.bus.consumer(
-            TOPIC,
-            group=GROUP,
-            auto_commit=options.auto_commit,
-            assignor=options.assignor,
-            max_poll_interval_ms=options.max_poll_interval_ms,
-            member=options.member,
-            member_timeout_ms=options.member_timeout_ms,
-            on_assign=self.on_assign,
-            on_revoke=self.on_end,
-            on_lost=self.on_end,
-        ) as consumer:
+        with (
+            self.bus.producer() as self.producer,
+            self.bus.consumer(
+                TOPIC,
+                group=GROUP,
+                auto_commit=options.auto_commit,
+                assignor=options.assignor,
+                max_poll_interval_ms=options.max_poll_interval_ms,
+                member=options.member,
+                member_timeout_ms=options.member_timeout_ms,
+                on_assign=self.on_assign,
+                on_revoke=self.on_end,
+                on_lost=self.on_end,
+            ) as consumer,
+        ):
             while not stop.is_set():
                 try:
                     (self.loop if options.loop else self.poll)(consumer)
@@ -232,7 +270,7 @@ class Member:
 
     def commit(self, consumer: Consumer, message: Message) -> None:
         partition = message.partition
-        way = self.rng.choice(("all", "message", "offsets"))
+        way = self.rng.choice(("all", "message", "offsets", "transaction"))
         chosen = self.handed if way != "message" else {partition: message.offset + 1}
         offsets = {one: (offset, self.owned.get(one, -1)) for one, offset in chosen.items()}
         number = self.record.invoke("commit", offsets=offsets)
@@ -241,6 +279,9 @@ class Member:
                 consumer.commit()
             elif way == "message":
                 consumer.commit(message)
+            elif way == "transaction":
+                with self.producer.transaction() as tx:
+                    tx.commit_offsets(consumer)
             else:
                 consumer.commit({TopicPartition(TOPIC, one): offset for one, (offset, _) in offsets.items()})
         except (FencedError, LockTimeoutError) as error:

@@ -218,7 +218,7 @@ def test_ten_thousand_partitions_and_a_hundred_members_take_no_time(assignor: st
     partitions = {f"t{number:04}": 10_000 // topics for number in range(topics)}
     members = {f"m{number:03}": MemberSubscription(list(partitions)) for number in range(100)}
     everything = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
-    started = time.perf_counter()
+    started = time.thread_time()
     plan = assign(assignor, members, partitions, {"m000": everything})
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0
     assert sum(map(len, plan.values())) == 10_000
