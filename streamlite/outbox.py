@@ -60,7 +60,7 @@ class Outbox:
         self.room = threading.Condition(mutex)
         """Notified when room in the buffer was given back."""
         self.unsettled: dict[Batch, None] = {}
-        self._failed: list[Batch] = []
+        self._failed: list[Outcome] = []
         self._sealed: deque[Batch] = deque()
         self._queues: dict[Partition, _Queue] = {}
         self._blocked: dict[Partition, float] = {}  # since when a partition's lock was found taken
@@ -233,6 +233,12 @@ class Outbox:
             with self._mutex, suppress(ValueError):  # another thread may have been quicker
                 self._settled.remove((batch, base, error))
         return told
+
+    def note_failed(self, outcome: Outcome) -> None:
+        """A message that did not come by here failed: who flushes is told."""
+        with self._mutex:
+            if len(self._failed) < _FAILED_MAX:
+                self._failed += [outcome]
 
     def raise_unseen(self) -> None:
         """Raise the first failure since the last call that nobody was told of."""

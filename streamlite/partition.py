@@ -23,9 +23,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
+from weakref import ref
 
 from streamlite.config import TopicSettings
 from streamlite.context import Context
@@ -50,6 +50,7 @@ from streamlite.counters import (
     from_word,
     to_word,
 )
+from streamlite.device import sync_below, sync_files
 from streamlite.errors import (
     CorruptionError,
     LockTimeoutError,
@@ -83,7 +84,6 @@ logger = logging.getLogger("streamlite")
 
 _START_FILE = "start"
 _SETTLE_S = 1.0
-_SYNC_TRIES = 10
 _T = TypeVar("_T")
 
 
@@ -124,6 +124,10 @@ class Appended(NamedTuple):
     error: StreamliteError | None
 
 
+def _nothing_kept() -> None:
+    return
+
+
 class Numbering(Protocol):
     """A named producer; see `streamlite.numbering`."""
 
@@ -144,11 +148,20 @@ class Partition:
         self.log = Log(ctx.files, ctx.handles, topic.incarnation, self.directory)
         self.guard = Guard(self._open_lock, f"partition {number} of {topic.name!r}")
         self._active: Segment | None = None
+        # What the bounded cache of descriptors has anyway: so that an append need not ask it.
+        self._lock_kept: Callable[[], FileLock | None] = _nothing_kept
+        self._file_kept: Callable[[], File | None] = _nothing_kept
+        self._file_base = -1
         self._sync_mutex = threading.Lock()  # one sync of this partition at a time in this process
 
     def _open_lock(self) -> FileLock:
+        lock = self._lock_kept()
+        if lock is not None:
+            return lock
         try:
-            return self.ctx.handles.lock(self.topic.incarnation, f"{self.directory}/lock")
+            lock = self.ctx.handles.lock(self.topic.incarnation, f"{self.directory}/lock")
+            self._lock_kept = ref(lock)
+            return lock
         except MissingFile:
             if self.slot.get(FLAGS) & DELETED:
                 self._refuse_deleted()
@@ -340,8 +353,12 @@ class Partition:
 
     def active_file(self) -> File:
         """The file that is appended to; created where it is new."""
-        create = not self.slot.get(POSITION)
-        return self._active_segment(create=create).file(create=create)
+        create, base = not self.slot.get(POSITION), self.slot.get(ACTIVE)
+        file = self._file_kept()
+        if file is None or create or base != self._file_base:
+            file = self._active_segment(create=create).file(create=create)
+            self._file_kept, self._file_base = ref(file), base
+        return file
 
     def add_entry(self, entry: IndexEntry) -> None:
         """An index is a cache: where it cannot be written, seeks are slower and nothing is wrong."""
@@ -415,7 +432,7 @@ class Partition:
         if flags & RECOVER:
             recover_log(self)
         elif self.slot.get(FAILED):
-            raise self._failed()
+            raise self.failed()
         elif flags & WRITING:
             resolve_tail(self)
 
@@ -504,7 +521,7 @@ class Partition:
                 with self._sync_mutex:
                     if slot.get(FAILED):
                         ctx.dirty.discard(self)
-                        raise self._failed()
+                        raise self.failed()
                     if upto is not None and slot.get(SYNCED) >= upto and slot.get(NAMED) == slot.get(CHANGES):
                         return
                     ctx.dirty.discard(self)
@@ -513,7 +530,7 @@ class Partition:
                         end = slot.get(ACTIVE) if sealed_only else slot.end
                         records = slot.get(TRANSACTION)
                     if ctx.ledger.covers(records):
-                        self._sync(end)
+                        sync_below(self, end)
                         return
                 ctx.ledger.sync_upto(records)  # not under the mutex: it may wait for a lock
         except StorageError:
@@ -521,65 +538,16 @@ class Partition:
                 ctx.dirty.add(self)
             raise
 
-    def _sync(self, end: int) -> None:
-        slot = self.slot
-        for _ in range(_SYNC_TRIES):
-            # What is published below `end` stands in a file that this list of segments names: it was loaded later.
-            changes = slot.get(CHANGES)
-            try:
-                self._sync_files(slot.get(SYNCED), end, changes)
-            except MissingFile:
-                self.log.refresh(slot.get(CHANGES))  # retention or compaction was quicker
-                continue
-            if slot.get(FAILED):
-                raise self._failed()  # another process's sync of the same files, before this one
-            slot.set(NAMED, changes)
-            slot.set(SYNCED, max(slot.get(SYNCED), end))
-            return
-        raise StorageError(
-            f"cannot sync {self.directory}: its files went away {_SYNC_TRIES} times", path=self.directory
-        )
-
     def sync_written(self) -> None:
         """Under the lock: bring to the device what is written, be it published or not."""
         slot = self.slot
         with self._sync_mutex:
             if slot.get(FAILED):
-                raise self._failed()
-            changes = slot.get(CHANGES)
-            self._sync_files(slot.get(SYNCED), slot.end + 1, changes)
-            if slot.get(FAILED):
-                raise self._failed()
-            slot.set(NAMED, changes)
+                raise self.failed()
+            sync_files(self, slot.end + 1, slot.get(CHANGES))
 
-    def _sync_files(self, synced: int, end: int, changes: int) -> None:
-        """One by one, for there may be many. A file that cannot be opened is no failed sync."""
-        segments = self.log.segments(changes)
-        first = max(segments.bisect_right(synced) - 1, 0)
-        chosen = [segment for segment in segments.values()[first:] if segment.base < end]
-        for segment in chosen:
-            file = segment.file()
-            self._guarded(file.sync)
-        if self.slot.get(NAMED) == changes or not chosen:
-            return
-        sync_dir, topic = self.ctx.files.sync_dir, self.topic.directory
-        self._guarded(partial(sync_dir, self.directory))
-        if not self.slot.get(NAMED):
-            # The first time, also the names on the way to them, whoever made them and at whatever level.
-            self._guarded(self.ctx.files.open(f"{topic}/topic.json").sync)
-            for directory in (topic, "topics", ""):
-                self._guarded(partial(sync_dir, directory))
-
-    def _guarded(self, sync: Callable[[], None]) -> None:
-        try:
-            sync()
-        except MissingFile:
-            raise
-        except StorageError:
-            self.slot.set(FAILED, 1)
-            raise
-
-    def _failed(self) -> StorageError:
+    def failed(self) -> StorageError:
+        """What is said of one whose sync failed."""
         return StorageError(
             f"partition {self.number} of {self.topic.name!r} takes no writes since a sync of it failed: what the disk "
             "holds is not known; close the bus in all processes and open it again to recover, after a look at the disk"

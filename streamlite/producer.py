@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from streamlite.clock import SystemClock, wait_held
 from streamlite.config import ProducerOptions
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
+from streamlite.direct import Direct
 from streamlite.engine import Engine
 from streamlite.errors import (
     ClosedError,
@@ -54,9 +55,6 @@ _GRACE_S: Final = 0.0005
 """By so much the worker is later than a sender: while messages come, the sending thread takes a due batch itself."""
 _QUIET_S: Final = 0.0002
 """After so long without a batch, the next message goes at once: writing it takes a tenth of that."""
-_SLOW_S: Final = 0.02
-"""A drain that takes longer shows a slow disk: for `_SLOW_FOR_S` the worker drains, and senders go on staging."""
-_SLOW_FOR_S: Final = 1.0
 _HURRIED: Final = 16
 """After somebody waited for a result, so many batches of one message go at once: he will wait for the next as well."""
 
@@ -85,7 +83,8 @@ class Producer:
         if named:
             self._take_name()
         self._begun = 0.0  # when the last batch of any lane began
-        self._slow_until = 0.0  # by the machine's clock: until then senders leave draining to the worker
+        self._direct = Direct(self, self._outbox, self._now, min(self._linger_ms / 1000, _QUIET_S))
+        self._goes_directly = not (self._ctx.always or named or options.on_delivery is not None)
         self._closed = False
         self._finished = False
         self._worker = Worker("producer", self._step, clock)
@@ -177,6 +176,10 @@ class Producer:
         self, lane: Lane, partition: int | None, item: tuple[Any, ...], size: int, sequence: int | None = None
     ) -> Delivery:
         """Put an item in; `size` is what it takes of the buffer."""
+        if self._goes_directly:
+            sent = self._direct.send(lane, self._part(lane, partition, item[1]).partition, item)
+            if sent is not None:
+                return sent
         try:
             with self.mutex:
                 self._check_open()
@@ -387,14 +390,12 @@ class Producer:
 
     def _drain_if_free(self) -> None:
         begun = time.monotonic()
-        if self._ctx.always or begun < self._slow_until:
+        if self._ctx.always or begun < self._direct.slow_until:
             self._worker.wake()  # the append includes a sync, or takes long, and a sender waits for neither
             return
         if not self._drain(0) or self._outbox.blocked:
             self._worker.wake()
-        now = time.monotonic()
-        if now - begun > _SLOW_S:
-            self._slow_until = now + _SLOW_FOR_S
+        self._direct.note_time(begun)
 
     def _drain(self, timeout: float) -> bool:
         try:

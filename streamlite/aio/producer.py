@@ -104,6 +104,7 @@ class _Sender(Producer):
         self._naming = threading.Lock()  # one step takes the name
         super().__init__(engine, options)
         self._on_disk = engine.syncer is not None
+        self._goes_directly = self._goes_directly and not self._on_disk
         self.room = _Room(self.mutex)
         outbox = self._outbox = _Outbox(self._ctx, options, self.mutex, self._lanes)
         outbox.room = self.room

@@ -25,11 +25,11 @@ LAYERS = {
     "L0 pure": "errors message config format batch compression serde partitioner assignor group_state",
     "L1 storage": "files clock segment index log recovery counters handles locks marks",
     "L2 engine": """
-        commit compaction context engine group groups ledger maintenance meta numbering offsets outgoing partition
-        reader readonly registry settle syncer ticker wakeup worker
+        commit compaction context device engine group groups ledger maintenance meta numbering offsets outgoing
+        partition reader readonly registry settle syncer ticker wakeup worker
     """,
     "L3 clients": """
-        producer consumer aio assignment bulk delivery fetcher handout named outbox routes staging
+        producer consumer aio assignment bulk delivery direct fetcher handout named outbox routes staging
         subscription transaction
     """,
     "L4 façade": "bus topic verify repair __init__",
