@@ -56,6 +56,8 @@ class Assignment:
         self._look_at = 0.0
         self._topic_changes = -1
         self._rejoin = False
+        self.breathe: Callable[[], object] = bool
+        """Called between partitions that are taken over: there may be a thousand, and others may want to run."""
         self._broken: set[TopicPartition] = set()  # lost with something of them handed out and not committed
         self._rebalancing = False
         self._failed: list[Exception] = []  # what callbacks raised, until everything else is done
@@ -306,6 +308,7 @@ class Assignment:
             self._settle_start(membership, {known[tp].topic.name for tp in new}, list(known.values()))
         for tp, found in zip(new, self._committed([known[tp] for tp in new]), strict=True):
             self._drop([tp])
+            self.breathe()
             # Where the group begins has been settled; what it knows nothing of came later.
             self._add(known[tp], subscription.types(tp.topic), found, later=True, ownership=assigned[tp])
 

@@ -108,6 +108,7 @@ class Steps(Consumer):
         """Whether the loop's thread closes this: no callback can run there meanwhile."""
         self.visit: Visit | None = None
         self._positions: dict[Track, int] = {}
+        self._assignment.breathe = Aside().stand
 
     @property
     def closing(self) -> bool:
