@@ -558,7 +558,7 @@ def test_on_delivery_may_send(bus: Bus) -> None:
     def answer(delivery: Delivery) -> None:
         if delivery.result().topic == "t":
             producer.send(echo, b"%d" % delivery.result().offset)
-        seen.put(delivery)
+            seen.put(delivery)
 
     producer = bus.producer(on_delivery=answer)
     for value in numbers(5):
