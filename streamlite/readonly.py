@@ -103,6 +103,7 @@ class Follower:
         self._ctx = ctx
         self._identity = identity
         self._shared = _SharedCounters(ctx.files)
+        self._known: dict[Partition, tuple[object, SlotState]] = {}
         ctx.counters.header[3] = read_epoch(ctx.files)
 
     def follow(self, partition: Partition | None) -> None:
@@ -126,9 +127,20 @@ class Follower:
         return self._walked(partition)
 
     def _walked(self, partition: Partition) -> SlotState:
-        """What recovery would find."""
+        """What recovery would find, looked for again only where a file came, went or grew.
+
+        A log is asked for its end at every turn, and that of the commit records for every transaction in the others.
+        """
+        segments = partition.log.refreshed(partition.slot.get(CHANGES)).values()
+        files = (tuple(segment.path for segment in segments), segments[-1].file().size() if segments else 0)
+        before = self._known.get(partition)
+        if before is None or before[0] != files:
+            before = self._known[partition] = (files, self._walk(partition))
+        return before[1]
+
+    def _walk(self, partition: Partition) -> SlotState:
         changes = partition.slot.get(CHANGES)
-        segments = partition.log.refreshed(changes)
+        segments = partition.log.segments(changes)
         start = partition.stored_start()
         if not segments:
             return SlotState(end=start, start=start, incarnation=partition.topic.incarnation, changes=changes)

@@ -239,6 +239,23 @@ def test_who_only_reads_finds_the_same(inner: MemoryFiles, pruned: bool) -> None
     reader.close()
 
 
+def test_who_only_reads_looks_through_the_records_once(inner: MemoryFiles) -> None:
+    """Not once for each transaction in each look at each log: that took hours."""
+    bus = _open(inner, sync="never")
+    bus.create_topic("t", partitions=2)
+    bus.create_topic("u")
+    _transact(bus, count=60)
+    kill(bus)
+    files = FaultyFiles(inner, boot=2)
+    with open_over(files, read_only=True, clock=VirtualClock()) as reader:
+        for _ in range(3):
+            assert len(list(reader.topic("t").read())) == len(list(reader.topic("u").read())) == 60
+    records = [
+        path for path, _, _ in files.reads if path.startswith("topics/__transactions/") and path.endswith(".log")
+    ]
+    assert len(records) < 60 * 6
+
+
 # -- records that go ---------------------------------------------------------------------------------------------------
 
 
