@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlite.config import ConsumerOptions
 from streamlite.engine import Engine
-from streamlite.errors import ConfigError, FencedError, OffsetOutOfRangeError, StreamliteError, UnknownTopicError
+from streamlite.errors import (
+    ConfigError,
+    FencedError,
+    OffsetOutOfRangeError,
+    StreamliteError,
+    TransactionError,
+    UnknownTopicError,
+)
 from streamlite.fetcher import Fetcher, Track
 from streamlite.group import GroupOffsets, Membership
 from streamlite.handout import Handout
@@ -56,6 +63,8 @@ class Assignment:
         self._look_at = 0.0
         self._topic_changes = -1
         self._rejoin = False
+        self.transaction: object | None = None
+        """The one that this consumer was given to, while its block is open."""
         self.breathe: Callable[[], object] = bool
         """Called between partitions that are taken over: there may be a thousand, and others may want to run."""
         self._broken: set[TopicPartition] = set()  # lost with something of them handed out and not committed
@@ -346,6 +355,11 @@ class Assignment:
 
     def commit(self, given: Any) -> None:
         """Commit a message, offsets, or, for `None`, all that was handed out."""
+        if self.transaction is not None:
+            raise TransactionError(
+                "this consumer's offsets are committed by the transaction it was given to, when its block is left: use "
+                "tx.commit_offsets for others, or commit after the block"
+            )
         noted = self.to_commit(given)
         try:
             self._commit(self._member(), noted)

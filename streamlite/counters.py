@@ -26,7 +26,7 @@ PATH: Final = "counters"
 PAGE: Final = 4096
 SLOTS: Final = 512
 BLOCK_BYTES: Final = 16 * PAGE
-_DETAILS: Final = 15
+DETAILS: Final = 15
 _USED: Final = 14
 
 # Words of the header page.
@@ -94,7 +94,7 @@ class Slot:
         self._ends = ends
         self._index = number % SLOTS
         self._details = details
-        self._at = self._index * _DETAILS
+        self._at = self._index * DETAILS
 
     @property
     def end(self) -> int:
@@ -175,7 +175,7 @@ class Counters:
 
     def writing(self, block: int) -> list[int]:
         """The places in a block of the partitions where an append is under way, or its writer died in it."""
-        flags = self._blocks[block][2][FLAGS::_DETAILS].tolist()
+        flags = self._blocks[block][2][FLAGS::DETAILS].tolist()
         return [place for place, found in enumerate(flags[:SLOTS]) if found & WRITING] if any(flags) else []
 
     slots_a_block: Final = SLOTS
@@ -188,7 +188,7 @@ class Counters:
         """The slots of a block that belong to a partition."""
         self._map_to(block)
         details = self._blocks[block][2]
-        incarnations = details[INCARNATION::_DETAILS].tolist()
+        incarnations = details[INCARNATION::DETAILS].tolist()
         return [self.slot(block * SLOTS + at) for at, found in enumerate(incarnations[:SLOTS]) if found]
 
     def free_slots(self, count: int) -> list[int]:
@@ -198,7 +198,7 @@ class Counters:
         while len(found) < count:
             self._map_to(number // SLOTS)
             details = self._blocks[number // SLOTS][2]
-            if details[(number % SLOTS) * _DETAILS + INCARNATION] == 0:
+            if details[(number % SLOTS) * DETAILS + INCARNATION] == 0:
                 found.append(number)
             number += 1
         return found

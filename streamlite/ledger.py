@@ -147,13 +147,14 @@ class Ledger:
         if not transaction:
             return True
         log = self._log()
-        return log is None or log.slot.get(SYNCED) >= transaction
+        # Where damage cut records off, those that are left are all there is to wait for.
+        return log is None or log.slot.get(SYNCED) >= min(transaction, log.slot.end)
 
     def sync_upto(self, transaction: int) -> None:
         """Bring them there."""
         log = self._log()
         if transaction and log is not None:
-            log.sync(transaction)
+            log.sync(min(transaction, log.slot.end))
 
     def prune(self) -> None:
         """Remove records whose transactions are published and safe in every partition; under no lock.

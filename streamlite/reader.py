@@ -93,7 +93,9 @@ class Cursor:
         for _ in range(_LOOKS):
             self._segment = None
             self._forget_chunk()
-            if not partition.ctx.read_only:
+            if partition.guard.mine:
+                partition.settle()
+            elif not partition.ctx.read_only:
                 partition.settle_now()
             changes = slot.get(CHANGES)
             partition.log.refresh(changes)
@@ -128,10 +130,10 @@ class Cursor:
                 continue
             if header.base_offset >= end:
                 return None
-            payload = self._payload(header, end)
             if header.next_offset <= self.offset:
-                self._pass(header)
+                self._pass(header)  # not looked into: damage in it is no matter of who seeks past it
                 continue
+            payload = self._payload(header, end)
             batch = decode(header, payload)
             self._pass(header)
             if batch.offsets and batch.offsets[-1] >= self.offset:

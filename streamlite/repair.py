@@ -19,9 +19,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NamedTuple
 
+from streamlite import ledger, meta, offsets
 from streamlite.batch import encode_payload
 from streamlite.clock import SystemClock
 from streamlite.config import TopicSettings
+from streamlite.counters import BLOCK_BYTES, DELETED, DETAILS, FLAGS, INCARNATION, PAGE, SLOTS
 from streamlite.counters import PATH as COUNTERS
 from streamlite.engine import Engine
 from streamlite.errors import CorruptionError, LockTimeoutError
@@ -30,6 +32,8 @@ from streamlite.files.local import LocalFiles
 from streamlite.format import (
     ENCODING_NATIVE,
     FLAG_COMPACTED,
+    FLAG_TRANSACTION,
+    HEADER_BYTES,
     NO_PRODUCER,
     NO_SEQUENCE,
     NO_TRANSACTION,
@@ -40,16 +44,17 @@ from streamlite.handles import Handles
 from streamlite.log import Log
 from streamlite.marks import BUS, BUS_LOCK, CLEAN, EPOCH_FILE, OPEN_LOCK, create_identity, read_clean, write_epoch
 from streamlite.partition import Partition
-from streamlite.registry import TopicFile
-from streamlite.segment import NEVER_MS, Segment
-from streamlite.verify import Report, Stretch, chain, scan, verify
+from streamlite.registry import META, OFFSETS, TRANSACTIONS, TopicFile
+from streamlite.segment import NEVER_MS, Found, Segment, walk
+from streamlite.verify import Report, Stretch, scan, verify
 
 __all__ = ["Action", "Repair", "repair"]
 
 QUARANTINE: Final = "quarantine"
 _GAP_MAX: Final = (1 << 32) - 1
 _COPY_BYTES: Final = 1 << 20
-_ROUNDS: Final = 4
+_ROUNDS: Final = 5
+_INTERNAL: Final = {OFFSETS: offsets.SETTINGS, META: meta.SETTINGS, TRANSACTIONS: ledger.SETTINGS}
 
 
 class Action(NamedTuple):
@@ -87,8 +92,9 @@ def repair(
     try:
         before = after = verify(place)
         done: list[Action] = []
+        remade: set[str] = set()
         for _ in range(_ROUNDS):
-            actions = [] if after.ok else _actions(place, files, after)
+            actions = [] if after.ok and not remade else _actions(place, files, after, remade)
             if not actions or not agree(after, actions):
                 return Repair(before, done or actions, bool(done), after)
             for action in actions:
@@ -102,8 +108,11 @@ def repair(
         files.close()
 
 
-def _actions(place: str, files: Files, report: Report) -> list[Action]:
-    """What is to be done about a report. What the rest is known by comes first, and alone."""
+def _actions(place: str, files: Files, report: Report, remade: set[str]) -> list[Action]:
+    """What is to be done about a report. What the rest is known by comes first, and alone.
+
+    `remade`: directories of topics that lost their identity for good; grows.
+    """
     damaged = {finding.file for finding in report.findings if finding.damage}
     aside = _Aside(files)
     if BUS in damaged:
@@ -112,7 +121,7 @@ def _actions(place: str, files: Files, report: Report) -> list[Action]:
         return [Action(EPOCH_FILE, "written anew, above every epoch in the logs", partial(_write_epoch, files, aside))]
     engine = Engine.open(place, sync="never", sync_interval_s=1, read_only=True, lock_timeout=1, clock=SystemClock())
     try:
-        return list(_Plan(engine, files, aside, damaged).actions())
+        return list(_Plan(engine, files, aside, damaged, remade).actions())
     finally:
         engine.close()
 
@@ -156,7 +165,8 @@ def _write_epoch(files: Files, aside: _Aside) -> None:
 class _Plan:
     """What is to be done about topics and logs. `engine` only reads; what is done goes through `files`."""
 
-    def __init__(self, engine: Engine, files: Files, aside: _Aside, damaged: set[str]) -> None:
+    def __init__(self, engine: Engine, files: Files, aside: _Aside, damaged: set[str], remade: set[str]) -> None:
+        self._remade = remade
         self._files = files
         self._aside = aside
         self._damaged = damaged
@@ -165,41 +175,94 @@ class _Plan:
 
     def actions(self) -> Iterator[Action]:
         """In the order in which they are to be done."""
+        lost = [path.rpartition("/")[0] for path in sorted(self._damaged) if path.endswith("/topic.json")]
+        for topic in lost:
+            known = self._identity(topic, lost)
+            what = "written anew with default settings"
+            if known is None:
+                what += "; what groups committed for it does not count any more"
+            yield Action(f"{topic}/topic.json", what, partial(self._write_topic, topic, known))
+        if any(self._identity(topic, lost) is None for topic in lost):
+            yield self._forgetting()  # they know nothing of a topic made anew, and would have it empty
+        if lost:
+            return  # what is in the logs is told by what the topics are
         for path in sorted(self._damaged):
-            topic, _, name = path.rpartition("/")
-            if name == "topic.json":
-                what = "written anew with default settings; what groups committed for it does not count any more"
-                yield Action(path, what, partial(self._write_topic, topic))
-            elif name == "start":
+            if path.endswith("/start"):
                 yield Action(path, "the log begins with its first segment again", partial(self._aside.put, path))
         for partition in self._partitions:
-            if any(f"{path}/".startswith(f"{partition.directory}/") for path in self._damaged):
+            damaged = any(f"{path}/".startswith(f"{partition.directory}/") for path in self._damaged)
+            if damaged or partition.topic.directory in self._remade:
                 yield from self._log(partition)
-        yield Action(COUNTERS, "the next opening reads the logs, and raises the epoch", self._forget_counters)
+        yield self._forgetting()
+
+    def _forgetting(self) -> Action:
+        return Action(COUNTERS, "the next opening reads the logs, and raises the epoch", self._forget_counters)
 
     def _forget_counters(self) -> None:
+        self._remade -= {partition.topic.directory for partition in self._partitions}  # their logs are done
         self._aside.put(COUNTERS)
         self._aside.put(CLEAN)
 
-    def _write_topic(self, topic: str) -> None:
-        numbers = [int(name) for name in self._files.list(topic) if name.isdecimal()]
-        first = max((partition.slot.number for partition in self._partitions), default=-1) + 1
-        slots = list(range(first, first + max(numbers, default=0) + 1))
-        file = TopicFile(incarnation=random_number() | 1 << 62, asked=None, settings=TopicSettings(), slots=slots)
+    def _count(self, topic: str) -> int:
+        """The partitions that its directory has."""
+        return max((int(name) for name in self._files.list(topic) if name.isdecimal()), default=0) + 1
+
+    def _identity(self, topic: str, lost: list[str]) -> tuple[int, list[int]] | None:
+        """Incarnation and slots of a topic whose file is lost, where the mark of a clean close or the counters tell.
+
+        They know slots and incarnations and no names: what belongs to no other topic and has as many partitions.
+        """
+        used = {partition.slot.number for partition in self._partitions}
+        found: dict[int, list[int]] = {}
+        for number, incarnation in (self._counted() | {n: one.incarnation for n, one in self._clean.items()}).items():
+            if number not in used and incarnation:
+                found.setdefault(incarnation, []).append(number)
+        fitting = [(one, sorted(slots)) for one, slots in found.items() if len(slots) == self._count(topic)]
+        rivals = [other for other in lost if self._count(other) == self._count(topic)]
+        return fitting[0] if len(fitting) == 1 == len(rivals) else None
+
+    def _counted(self) -> dict[int, int]:
+        """Slot to incarnation, as the counters have it, whatever boot they are of."""
+        try:
+            data = self._files.read_file(COUNTERS)
+        except MissingFile:
+            return {}
+        found = {}
+        for block in range((len(data) - PAGE) // BLOCK_BYTES):
+            words = memoryview(data)[PAGE + block * BLOCK_BYTES + PAGE :].cast("Q")
+            for at in range(SLOTS):
+                if words[at * DETAILS + INCARNATION] and not words[at * DETAILS + FLAGS] & DELETED:
+                    found[block * SLOTS + at] = words[at * DETAILS + INCARNATION]
+        return found
+
+    def _write_topic(self, topic: str, known: tuple[int, list[int]] | None) -> None:
+        if known is None:
+            self._remade.add(topic)
+            taken = [partition.slot.number for partition in self._partitions] + [*self._counted(), *self._clean]
+            first = max(taken, default=-1) + 1
+            known = random_number() | 1 << 62, list(range(first, first + self._count(topic)))
+        incarnation, slots = known
+        settings = _INTERNAL.get(topic.rpartition("/")[2], TopicSettings())
+        file = TopicFile(incarnation=incarnation, asked=None, settings=settings, slots=slots)
         self._aside.put(f"{topic}/topic.json")
         for number in range(len(slots)):
             self._files.make_dir(f"{topic}/{number}")
         self._files.replace_file(f"{topic}/topic.json", file.encode(), sync=True)
 
     def _log(self, partition: Partition) -> Iterator[Action]:
-        segments = list(chain(partition))
+        remade = partition.topic.directory in self._remade
+        committed = _counts if remade else partial(partition.ctx.ledger.committed, partition)
+        segments = [(one, scan(one.file(), one.base, committed)) for one in partition.log.refreshed(0).values()]
         known = max([self._known_end(partition), *(one.synced for _, found in segments for one in found)])
         for at, (segment, found) in enumerate(segments):
             if at + 1 < len(segments):
                 until = segments[at + 1][0].base
             else:
                 until = max(known, _reached(segment, found), segment.next if segment.generation else 0)
-            if any(not one.whole for one in found) or _reached(segment, found) < until:
+            if remade and any(found.header.flags & FLAG_TRANSACTION for found in _headers(segment)):
+                what = "its transactions count as committed: which topic they were of is not known any more"
+                yield Action(segment.log_path, what, partial(self._rewrite, partition, segment, found, until))
+            elif any(not one.whole for one in found) or _reached(segment, found) < until:
                 lost = until - segment.base - sum(one.end - one.base for one in found if one.whole)
                 span = f"{segment.base} to {until - 1}"
                 what = f"written anew from its whole batches; {lost:,} of the offsets {span} are lost"
@@ -248,8 +311,7 @@ class _Plan:
                 position += len(data)
             if part is not None:
                 assert source is not None
-                for at in range(part.position, part.stop, _COPY_BYTES):
-                    data = source.read(min(_COPY_BYTES, part.stop - at), at)
+                for data in _copied(source, part, plain=partition.topic.directory in self._remade):
                     file.write([data], position)
                     position += len(data)
                 reached, epoch = part.end, part.epoch
@@ -267,6 +329,26 @@ def _partitions(engine: Engine) -> Iterator[Partition]:
             continue
         if state is not None:
             yield from state.partitions
+
+
+def _counts(header: BatchHeader) -> bool:
+    return True
+
+
+def _headers(segment: Segment) -> Iterator[Found]:
+    return walk(segment.file(), 0, segment.file().size())
+
+
+def _copied(source: File, part: Stretch, *, plain: bool) -> Iterator[bytes]:
+    """A whole stretch as it is; `plain`: its batches are of no transaction any more."""
+    if not plain:
+        for at in range(part.position, part.stop, _COPY_BYTES):
+            yield source.read(min(_COPY_BYTES, part.stop - at), at)
+        return
+    for header, position in walk(source, part.position, part.stop):
+        payload = source.read(header.length, position + HEADER_BYTES)
+        flags = header.flags & ~FLAG_TRANSACTION
+        yield pack_header(header._replace(flags=flags, transaction_id=NO_TRANSACTION), payload) + payload
 
 
 def _reached(segment: Segment, found: list[Stretch]) -> int:

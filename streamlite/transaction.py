@@ -130,6 +130,8 @@ class Transaction:
             raise TransactionError(f"this transaction is {self._state}: begin another with producer.transaction()")
         self._owner = self._producer._enter(self)
         self._state = _OPEN
+        if self._assignment is not None:
+            self._assignment.transaction = self
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -142,7 +144,8 @@ class Transaction:
         if error is None:
             self._commit()
         else:
-            self._abort(f"its block raised {type(error).__name__}: {error}")
+            said = f": {error}" if str(error) else ""
+            self._abort(f"its block raised {type(error).__name__}{said}")
 
     def abort(self) -> None:
         """Publish nothing; what follows in the block may send no more. The consumer given is rewound."""
@@ -412,6 +415,8 @@ class Transaction:
 
     def _end(self, state: str) -> None:
         self._state = state
+        if self._assignment is not None and self._assignment.transaction is self:
+            self._assignment.transaction = None
         self._producer._leave(self._owner)
         self._file = None
 

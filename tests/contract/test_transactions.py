@@ -1256,3 +1256,20 @@ class Holding:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
+
+
+def test_a_commit_of_the_consumer_given_is_refused_in_the_block(bus: Bus) -> None:
+    """It would stay where the transaction is aborted, and what came of those messages would not."""
+    bus.topic("in")
+    bus.topic("out")
+    with bus.producer() as producer:
+        producer.send("in", b"x").result(PATIENCE)
+        consumer = bus.consumer("in", group="g", auto_commit=False)
+        assert consumer.poll(timeout=PATIENCE)
+        with producer.transaction(consumer) as tx:
+            tx.send("out", b"y")
+            with pytest.raises(errors.TransactionError, match="committed by the transaction"):
+                consumer.commit()
+            tx.abort()
+        assert len(consumer.poll(timeout=PATIENCE)) == 1
+        consumer.commit()

@@ -17,6 +17,7 @@ import pytest
 import streamlite
 from streamlite.errors import CorruptionError, FormatError, LockTimeoutError
 from streamlite.repair import Action, repair
+from streamlite.testing import Faults
 from streamlite.verify import Report, verify
 
 CASES = 60
@@ -185,3 +186,91 @@ def test_a_segment_that_was_removed_is_missed_by_its_reader(bus: Path) -> None:
     first.unlink()
     with streamlite.open(bus) as opened, pytest.raises(CorruptionError, match="is gone"):
         list(opened.topic("plain").read(partition=0))
+
+
+# -- what transactions wrote, and what tells of them -------------------------------------------------------------------
+
+
+@pytest.fixture
+def transacted(tmp_path: Path) -> Path:
+    """Two topics written by transactions only, and a group's offsets."""
+    root = tmp_path / "transacted"
+    with streamlite.open(root) as bus:
+        bus.topic("plain", partitions=2)
+        bus.topic("audit")
+        bus.topic("source", partitions=3)
+        with bus.producer() as producer, bus.consumer("source", group="g", auto_commit=False) as consumer:
+            for number in range(5):
+                producer.send("source", b"x", partition=0).result(10)
+                consumer.poll(timeout=10)
+                with producer.transaction(consumer) as transaction:
+                    transaction.send("plain", b"%d" % number, partition=number % 2)
+                    transaction.send("audit", b"%d" % number)
+    return root
+
+
+@pytest.mark.parametrize("forgotten", [(), ("clean",), ("clean", "counters")])
+@pytest.mark.parametrize("topic", ["plain", "audit", "__transactions", "__offsets"])
+def test_a_topic_whose_settings_are_lost_keeps_what_it_holds(
+    transacted: Path, topic: str, forgotten: tuple[str, ...]
+) -> None:
+    before, ends = content(transacted)
+    for name in forgotten:
+        (transacted / name).unlink()
+    (transacted / "topics" / topic / "topic.json").unlink()
+    result = repair(transacted)
+    assert result.after.ok
+    assert content(transacted) == (before, ends)
+    with streamlite.open(transacted) as bus:
+        assert bus.group("g").committed == {streamlite.TopicPartition("source", 0): 5}
+
+
+def test_a_damaged_log_of_records_keeps_nobody_from_closing(tmp_path: Path) -> None:
+    faults = Faults(tmp_path / "bus")
+    bus = faults.open()
+    bus.topic("plain")
+    producer = bus.producer()
+    for number in range(5):
+        with producer.transaction() as transaction:
+            transaction.send("plain", b"%d" % number)
+    faults.crash()
+    [log] = (tmp_path / "bus").glob("topics/__transactions/0/*.log")
+    data = bytearray(log.read_bytes())
+    data[200] ^= 1
+    log.write_bytes(data)
+    with streamlite.open(tmp_path / "bus") as again:
+        assert list(again.topic("plain").read()) is not None
+        with again.producer() as producer:
+            producer.send("plain", b"new").result(10)
+    assert verify(tmp_path / "bus").ok
+
+
+def test_damage_in_the_records_of_names_is_told_as_such(tmp_path: Path) -> None:
+    with streamlite.open(tmp_path / "bus", sync="always") as bus:
+        bus.topic("plain")
+        for name in ("a", "b"):
+            with bus.producer(name=name) as producer:
+                producer.send("plain", b"x", partition=0).result(10)
+    [log] = (tmp_path / "bus").glob("topics/__meta/0/*.log")
+    data = bytearray(log.read_bytes())
+    data[60] ^= 1
+    log.write_bytes(data)
+    with streamlite.open(tmp_path / "bus") as bus, pytest.raises(CorruptionError, match="__meta"):
+        bus.producer(name="a")
+
+
+def test_what_stands_behind_damage_can_be_read(tmp_path: Path) -> None:
+    with streamlite.open(tmp_path / "bus", sync="always") as bus:
+        bus.topic("plain")
+        with bus.producer() as producer:
+            for number in range(20):
+                producer.send("plain", b"%d" % number * 20).result(10)
+    [log] = (tmp_path / "bus").glob("topics/plain/0/*.log")
+    data = bytearray(log.read_bytes())
+    data[data.index(b"5" * 20)] ^= 1
+    log.write_bytes(data)
+    with streamlite.open(tmp_path / "bus") as bus:
+        topic = bus.topic("plain")
+        with pytest.raises(CorruptionError, match="seeking past"):
+            list(topic.read())
+        assert [message.offset for message in topic.read(partition=0, start=6)] == list(range(6, 20))
