@@ -374,7 +374,7 @@ def test_records_are_covered_once_they_are_synced(bus: Bus) -> None:
     sync_upto(2)
     assert covers(1)
     assert covers(3)
-    assert not covers(4)
+    assert covers(4)  # of a record that damage cut off: there is none to wait for
 
 
 def test_a_partition_is_synced_after_the_records_of_what_it_holds(bus: Bus) -> None:
