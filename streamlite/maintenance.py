@@ -29,6 +29,8 @@ logger = logging.getLogger("streamlite")
 
 INTERVAL_S: Final = 60.0
 """Between two looks in the background; Kafka's log.retention.check.interval.ms is five times that."""
+FIRST_S: Final = 5.0
+"""Before the first: who has just opened a bus has better things to do than to rewrite it; Kafka's broker waits 30."""
 
 
 class Maintenance:
@@ -40,6 +42,8 @@ class Maintenance:
         self._ledger = ledger
         self._guard = ctx.guard(MAINTENANCE_LOCK, f"the maintenance of {ctx.files.root}")
         self._begun = False
+        self._waits = False
+        """Whether the first look is still to be put off."""
         self.worker = Worker("maintenance", self._step, ctx.clock)
 
     def needed_for(self, state: TopicState) -> None:
@@ -47,16 +51,19 @@ class Maintenance:
         settings = state.settings
         wanted = settings.compacted or settings.retention_ms is not None or settings.retention_bytes is not None
         if wanted and not self._begun and not self._ctx.read_only:
-            self._begun = True
+            self._begun = self._waits = True
             self.worker.wake()
 
     def look_soon(self) -> None:
         """There is something to do."""
         if not self._ctx.read_only:
-            self._begun = True
+            self._begun, self._waits = True, False
             self.worker.wake()
 
     def _step(self) -> float | None:
+        if self._waits:
+            self._waits = False
+            return FIRST_S
         if not self._ctx.closed and not self._ctx.forked:
             self._guard.attempt(lambda: self._every_topic(force=False))
         return INTERVAL_S
