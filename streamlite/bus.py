@@ -175,7 +175,7 @@ class Bus:
         """Remove a topic and everything in it, for everybody; `UnknownTopicError`."""
         self._engine.ctx.check_writable()
         self._engine.push()
-        self._engine.registry.delete(check_name(name, "topic"))
+        self._engine.delete_topic(check_name(name, "topic"))
 
     def topics(self) -> list[str]:
         """The names of the topics there are, sorted."""

@@ -237,6 +237,14 @@ class Engine:
         """A topic was opened, created or altered here."""
         self.maintenance.needed_for(state)
 
+    def delete_topic(self, name: str) -> None:
+        """Remove a topic, and what is noted down of named producers that wrote to it."""
+        incarnation = self.registry.get(name).incarnation
+        self.registry.delete(name)
+        gone = [key for key in self.meta.all_keys() if key[0] == "stored" and key[2] == incarnation]
+        if gone:
+            self.meta.change(lambda log: self.meta.forget(log, gone))
+
     def _preserve(self, partition: Partition, upto: int) -> None:
         if partition.slot.get(NUMBERED):
             from streamlite.numbering import preserve  # loaded where a producer has a name

@@ -8,7 +8,7 @@ one in the order of locks (`streamlite.commit`), so whoever holds a partition's 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -69,8 +69,22 @@ class Meta:
                 for name, value in zip(batch.keys, batch.values, strict=True):
                     if name is not None and value is not None:
                         self._records[name] = value
+                    elif name is not None:
+                        self._records.pop(name, None)
             found = self._records.get(_encode(key))
         return None if found is None else _decode(found)
+
+    def all_keys(self) -> list[tuple[Any, ...]]:
+        """The keys of all records."""
+        self.get("")
+        with self._mutex:
+            return [tuple(_decode(name)) for name in self._records]
+
+    def forget(self, log: Partition, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Under the log's lock: these records are no more."""
+        now = self._ctx.clock.time_ms()
+        payload = encode_payload([_encode(key) for key in keys], None)
+        log.append_locked([Outgoing(payload, len(keys), now, now, len(payload))])
 
     def put(self, log: Partition, key: tuple[str | int, ...], value: Any) -> None:
         """Under the log's lock (`change`)."""

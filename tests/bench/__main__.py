@@ -22,6 +22,7 @@ from tests.bench.processes import BetweenProcesses, BetweenProcessesLate, Idle, 
 from tests.bench.size import Open, Seek
 from tests.bench.takeover import Join, Takeover
 from tests.bench.throughput import Iterate, Poll, Send, SendKeyless, SendMany
+from tests.bench.transactions import Transactions
 
 CASES: dict[str, type[Case]] = {
     case.name: case
@@ -44,6 +45,7 @@ CASES: dict[str, type[Case]] = {
         ProducerMemorySlowWrites,
         Seek,
         ManyIdle,
+        Transactions,
         Takeover,
         Join,
     )

@@ -52,6 +52,7 @@ APART: dict[str, str] = {
 """Tests that cannot run so, by file and name, and why."""
 APART_WHOLE: dict[str, str] = {
     "test_transactions.py": "a transaction and its consumer are of one bus, so of one process",
+    "test_aio_transactions.py": "as test_transactions.py",
     "test_named.py": "they look at, and patch, what the producer's process knows; tests/integration has the processes",
 }
 """Files of which none can."""

@@ -850,3 +850,19 @@ def test_asyncio_transactions_of_a_named_one(bus: Bus) -> None:
     asyncio.run(run())
     assert stored(bus) == [1, 2]
     assert stored(bus, 1) == [0, 1]
+
+
+def test_what_is_noted_down_of_a_topic_goes_with_it(bus: Bus) -> None:
+    """Or a program that makes topics and deletes them would fill the notes for ever."""
+    for _ in range(3):
+        bus.topic("t", partitions=2)
+        bus.topic("kept")
+        with bus.producer(name="n") as producer:
+            for topic in ("t", "kept"):
+                producer.send(topic, b"x", partition=0).result(timeout=PATIENCE)
+        bus.delete_topic("t")
+    notes = [key for key in bus._engine.meta.all_keys() if key[0] == "stored"]
+    kept = bus._engine.registry.get("kept").incarnation
+    assert [key[2] for key in notes] == [kept]
+    with bus.producer(name="n") as producer:
+        assert producer.last_sequence("kept", 0) == 2
