@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
+from streamlite.batch import encode_single
+from streamlite.config import TopicSettings
 from streamlite.delivery import Delivery, Outcome, Sender
 from streamlite.errors import StreamliteError
+from streamlite.message import RecordMetadata
 from streamlite.outbox import Outbox
-from streamlite.partition import Partition
+from streamlite.partition import Outgoing, Partition
 from streamlite.staging import Lane, encode
 
 __all__ = ["Direct", "Single"]
@@ -42,6 +46,9 @@ class Single(Outcome):
         self.seen = False
         self._callbacks = None
         self.done = True
+
+    def metadata(self, item: Any) -> RecordMetadata:
+        return RecordMetadata(self.topic, self.partition, self.base, self.stamps[0])  # type: ignore[index]
 
 
 class Direct:
@@ -76,9 +83,13 @@ class Direct:
         if item[1] is None and len(lane.parts) > 1:
             with self._sender.mutex:
                 lane.next_sticky()
+        delivery = Delivery(single, 0)
         if single.error is not None:
             self._outbox.note_failed(single)
-        return Delivery(single, 0)
+        else:
+            # The last thing: who is woken needs the GIL, and gets it when this thread is through.
+            partition.announce()
+        return delivery
 
     def note_time(self, begun: float) -> None:
         """A sender's thread began to write then, and has written."""
@@ -87,17 +98,27 @@ class Direct:
             self.slow_until = now + _SLOW_FOR_S
 
     def _append(self, partition: Partition, item: tuple[Any, ...], now: float) -> Single | None:
-        """As a batch of one; `None` where the partition's lock was taken."""
-        key, stamp, headers = item[1], int(now * 1000), None
-        if len(item) > 2:
-            stamp = stamp if item[2] is None else item[2]
-            headers = [item[3]]
-        keys = None if key is None else (key,)
+        """As a batch of one, not announced yet; `None` where the partition's lock was taken."""
+        stamp, settings = int(now * 1000), partition.topic.settings
         try:
-            outgoing = encode(partition.topic.settings, (item[0],), keys, (stamp, stamp, None), headers)
-            result = partition.try_append((outgoing,), [])
+            if len(item) == 2 and settings.compression == "none":
+                payload = encode_single(item[1], item[0])
+                outgoing = Outgoing(payload, 1, stamp, stamp, len(payload))
+            else:
+                stamp, outgoing = _encoded(settings, item, stamp)
+            result = partition.guard.attempt(partial(partition.append_locked, (outgoing,)))
         except StreamliteError as error:
             return Single(self._sender, partition, stamp, -1, error)
         if result is None:
             return None
         return Single(self._sender, partition, stamp, result.offsets[0] if result.offsets else -1, result.error)
+
+
+def _encoded(settings: TopicSettings, item: tuple[Any, ...], stamp: int) -> tuple[int, Outgoing]:
+    """The timestamp and the batch of any item."""
+    headers = None
+    if len(item) > 2:
+        stamp = stamp if item[2] is None else item[2]
+        headers = [item[3]]
+    keys = None if item[1] is None else (item[1],)
+    return stamp, encode(settings, (item[0],), keys, (stamp, stamp, None), headers)

@@ -26,6 +26,8 @@ from streamlite.serde import Serde
 __all__ = ["Fetcher", "Track"]
 
 _WORD: Final = 8
+_FEW: Final = 4
+"""So many partitions are looked at all, which costs less than finding out which of them it was."""
 
 
 class Track:
@@ -110,6 +112,10 @@ class Track:
             self.at = stop
             self.position = batch.offsets[stop]
         return batch, start, stop
+
+    def is_through(self) -> bool:
+        """Whether it was at the published end a moment ago; what comes later, the fetcher sees."""
+        return self.batch is None and self.position >= self.partition.slot.end
 
     def messages(self, most: int) -> list[Message]:
         """The next messages, decoded as the topic's types have it."""
@@ -248,7 +254,7 @@ class Fetcher:
                 continue
             taken = take(track, room)
             room -= taken
-            if not taken:
+            if not taken or track.is_through():
                 ready.pop(track, None)
             elif room <= 0 and track in ready:
                 ready.move_to_end(track)  # another one's turn next time
@@ -256,7 +262,7 @@ class Fetcher:
 
 def _changed(page: bytes, before: bytes | None, tracks: dict[int, Any]) -> Iterable[int]:
     """The places at which two pages of words differ."""
-    if before is None:
+    if before is None or len(tracks) <= _FEW:
         return list(tracks)
     difference = int.from_bytes(page, "little") ^ int.from_bytes(before, "little")
     found = []

@@ -36,7 +36,7 @@ from streamlite.errors import (
 from streamlite.outbox import Outbox
 from streamlite.outgoing import check_message, check_partition
 from streamlite.routes import Route, Routes
-from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, Lane, Part
+from streamlite.staging import MESSAGE_OVERHEAD, NO_PART, NOTHING, STAGED_MAX, Batch, Lane, Part
 from streamlite.wakeup import LOOK_AGAIN_S
 from streamlite.worker import Worker
 
@@ -116,7 +116,7 @@ class Producer:
         try:
             part = self._raw[topic][key]
         except TypeError:  # unhashable, so neither a topic nor a key of bytes
-            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
+            return self._send_any(NO_PART, topic, value, key, partition, timestamp, headers, sequence)
         batch = part.batch
         if (
             type(value) is not bytes
@@ -127,7 +127,7 @@ class Producer:
             or headers is not None
             or sequence is not None
         ):
-            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
+            return self._send_any(part, topic, value, key, partition, timestamp, headers, sequence)
         item = (value, key)
         items = batch.items
         items.append(item)
@@ -137,6 +137,7 @@ class Producer:
 
     def _send_any(
         self,
+        part: Part,
         topic: Any,
         value: Any,
         key: Any,
@@ -146,6 +147,18 @@ class Producer:
         sequence: int | None,
     ) -> Delivery:
         """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
+        if (
+            part.batch is NOTHING
+            and part is not NO_PART
+            and self._goes_directly
+            and type(value) is bytes
+            and partition is timestamp is headers is sequence is None
+        ):
+            lane = part.lane
+            if len(value) <= lane.bytes_free and lane.state.seen == self._engine.registry.changes and not lane.stale:
+                sent = self._direct.send(lane, part.partition, (value, key))
+                if sent is not None:
+                    return sent
         self._check_outside()
         lane, partition, item, size = self._message(topic, value, key, partition, timestamp, headers, sequence)
         found = self._known(lane, partition, item[1], sequence)
