@@ -1,8 +1,8 @@
 """What a consumer reads ahead: a `Track` for each assigned partition, and which of them have something to read.
 
 Ten thousand idle partitions must cost nothing: the fetcher compares the pages of published ends with what they were (a
-page holds 512 of them) and looks only at partitions whose end moved. A partition stays ready until a fetch found its
-end; ready ones are served in turn.
+page holds 512 of them) and looks only at partitions whose end moved; where it reads few of a page, it looks at these. A
+partition stays ready until a fetch found its end; ready ones are served in turn.
 
 A track knows three offsets: `position`, the next to hand out; `processed`, up to where the application is done; and
 `committed`, what the group's log was told last. Commits are the consumer's; here they are only kept.
@@ -27,7 +27,7 @@ __all__ = ["Fetcher", "Track"]
 
 _WORD: Final = 8
 _FEW: Final = 4
-"""So many partitions are looked at all, which costs less than finding out which of them it was."""
+"""So many partitions of a page are looked at one by one, which takes less time than to copy and compare the page."""
 
 
 class Track:
@@ -35,7 +35,7 @@ class Track:
 
     __slots__ = (
         "at", "batch", "began", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
-        "processed", "told", "tp", "value",
+        "processed", "seen_end", "told", "tp", "value",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int, types: tuple[Serde | None, Serde | None]) -> None:
@@ -53,6 +53,7 @@ class Track:
         self.told = False  # whether the application was told that it is assigned
         self.batch: Batch | None = None  # decoded and not all handed out; `at` is the next of it
         self.at = 0
+        self.seen_end = -1  # the published end at the last look, where few partitions are read
 
     def seek(self, offset: int) -> None:
         """Hand out `offset` next."""
@@ -222,6 +223,13 @@ class Fetcher:
                 self._ctx.follow(track.partition)
         counters, pages = self._ctx.counters, self._pages
         for block, tracks in self._blocks.items():
+            if len(tracks) <= _FEW:
+                for track in tracks.values():
+                    end = track.partition.slot.end
+                    if end != track.seen_end:
+                        self.wake(track)
+                        track.seen_end = end
+                continue
             page = counters.ends_page(block).tobytes()
             before = pages.get(block)
             if page != before:
@@ -262,7 +270,7 @@ class Fetcher:
 
 def _changed(page: bytes, before: bytes | None, tracks: dict[int, Any]) -> Iterable[int]:
     """The places at which two pages of words differ."""
-    if before is None or len(tracks) <= _FEW:
+    if before is None:
         return list(tracks)
     difference = int.from_bytes(page, "little") ^ int.from_bytes(before, "little")
     found = []

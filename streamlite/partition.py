@@ -261,12 +261,12 @@ class Partition:
     def announce(self) -> None:
         """Tell who syncs and who waits; with no lock held."""
         ctx = self.ctx
-        bell = ctx.bell
-        if bell.words[0] or bell.waiters:
-            bell.ring()
         if self not in ctx.dirty:
             ctx.dirty.add(self)
             ctx.on_dirty()
+        bell = ctx.bell
+        if bell.words[0] or bell.waiters:
+            bell.ring()  # the last thing: who is woken needs the GIL, and gets it when this thread is through
 
     def append_locked(self, batches: Sequence[Outgoing], offsets: list[int] | None = None) -> Appended:
         """Append under the lock; the caller announces it afterwards. `offsets` grows as in `try_append`."""
@@ -282,18 +282,48 @@ class Partition:
 
     def _append_run(self, batches: Sequence[Outgoing], offsets: list[int]) -> None:
         """Append as many of the batches as fit the active segment, at least one, with one write; `offsets` grows."""
-        slot = self.slot
-        words = slot.words()
+        known = len(offsets)
+        words = self._ready_for(HEADER_BYTES + len(batches[known].payload))
+        buffers, bases, size, greatest = self._packed(batches[known:], words[POSITION], words[SYNCED])
+        end = bases[-1] + batches[known + len(bases) - 1].count
+        self._write(words, buffers, size, greatest, end, bases, offsets)
+
+    def append_single(self, payload: bytes, stamp: int) -> int:
+        """As `append_locked` for one message, neither compressed nor numbered: its offset. Raises where it failed."""
+        size = len(payload)
+        words = self._ready_for(HEADER_BYTES + size)
+        offset = self.slot.end
+        header = (
+            ENCODING_NATIVE, 0, 0, size, size, 1, 0, offset, stamp, stamp, words[SYNCED], self.ctx.epoch, 0,
+            NO_PRODUCER, NO_SEQUENCE, NO_TRANSACTION,
+        )  # fmt: skip
+        buffers = [pack_header(header, payload), payload]
+        self._write(words, buffers, HEADER_BYTES + size, stamp, offset + 1, [offset], [])
+        return offset
+
+    def _ready_for(self, size: int) -> list[int]:
+        """The slot's words, once what others left is settled and `size` bytes may go to the active segment."""
+        words = self.slot.words()
         if words[FLAGS] or words[FAILED]:
             self.settle()
-            words = slot.words()
-        known = len(offsets)
-        if self.is_full(words, HEADER_BYTES + len(batches[known].payload)):
+            words = self.slot.words()
+        if self.is_full(words, size):
             self.roll()
-            words = slot.words()
-        position, before = words[POSITION], words[MAX_TIME]
-        buffers, bases, size, greatest = self._packed(batches[known:] if known else batches, position, words[SYNCED])
-        end = bases[-1] + batches[known + len(bases) - 1].count
+            words = self.slot.words()
+        return words
+
+    def _write(
+        self,
+        words: list[int],
+        buffers: list[bytes],
+        size: int,
+        greatest: int,
+        end: int,
+        bases: list[int],
+        offsets: list[int],
+    ) -> None:
+        """Write batches with these base offsets behind the active segment, and publish them up to `end`."""
+        slot, position, before, known = self.slot, words[POSITION], words[MAX_TIME], len(offsets)
         latest = max(before, to_word(greatest))
         file = self.active_file(words)
         if not position:
@@ -321,12 +351,7 @@ class Partition:
         self, batches: Sequence[Outgoing], position: int, synced: int
     ) -> tuple[list[bytes], list[int], int, int]:
         """`(buffers, base offsets, bytes, greatest timestamp)` of as many as fit behind `position`, at least one."""
-        end = self.slot.end
-        if len(batches) == 1:
-            first = batches[0]
-            header = self.pack(first, end, synced)
-            return [header, first.payload], [end], HEADER_BYTES + len(first.payload), first.max_timestamp
-        room = self.topic.settings.segment_bytes - position
+        end, room = self.slot.end, self.topic.settings.segment_bytes - position
         buffers: list[bytes] = []
         bases: list[int] = []
         greatest = NEVER_MS
