@@ -192,6 +192,7 @@ class Consumer:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        guarded = self._guarded(take)
         awakened = False  # most likely by a message: everything else can wait until it is handed out
         while not self._stopped():
             if not awakened or self._assignment.moved():
@@ -200,7 +201,7 @@ class Consumer:
                 awakened = False
             if self._fetcher.look():
                 try:
-                    self._fetcher.serve(most, self._guarded(take))
+                    self._fetcher.serve(most, guarded)
                 except StreamliteError as error:
                     if not found:
                         raise

@@ -105,8 +105,6 @@ class Direct:
         delivery = Delivery(single, 0)
         if single.error is not None:
             self._outbox.note_failed(single)
-        else:
-            partition.announce()
         return delivery
 
     def note_time(self, begun: float) -> None:
@@ -116,7 +114,7 @@ class Direct:
             self.slow_until = now + _SLOW_FOR_S
 
     def _append(self, partition: Partition, item: tuple[Any, ...], now: float) -> Single | None:
-        """As a batch of one, not announced yet; `None` where the partition's lock was taken."""
+        """As a batch of one; `None` where the partition's lock was taken."""
         stamp, settings = int(now * 1000), partition.topic.settings
         try:
             if len(item) == 2 and settings.compression == "none":
@@ -129,6 +127,8 @@ class Direct:
             return Single(self._sender, partition, stamp, -1, error)
         if offset is None:
             return None
+        # Who is woken needs the GIL too, but takes longer to come to it than what is left to do here.
+        partition.announce()
         return Single(self._sender, partition, stamp, offset, None)
 
 

@@ -199,15 +199,14 @@ class Bell:
         # Before the others are looked at: who arms himself later sets it again.
         words[_ANYBODY] = 0
         # The lowest places are taken first, and few buses have more waiters: the rest is compared in one go.
-        self._ring_places(words[:_FEW].tolist(), 0)
+        numbers = words[:_FEW].tolist()
         if words[_FEW:].tobytes() != _NOBODY:
-            self._ring_places(words[_FEW:].tolist(), _FEW)
-
-    def _ring_places(self, numbers: list[int], first: int) -> None:
-        for place, number in enumerate(numbers, first):
-            if number and place != _ANYBODY:
-                self.words[place] = 0
-                self._ring_fifo(place, number)
+            numbers = words.tolist()
+        numbers[_ANYBODY] = 0
+        for number in filter(None, numbers):
+            place = numbers.index(number)
+            words[place] = 0
+            self._ring_fifo(place, number)
 
     def _ring_fifo(self, place: int, number: int) -> None:
         with self._mutex:
