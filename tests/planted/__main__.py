@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ PARTS = ("streamlite", "tests", "examples", "docs", "pyproject.toml", "README.md
 """Of the tree: what tests look at."""
 LIMIT_S = 120.0
 """For one catcher: none takes a tenth of it."""
-SEARCH_LIMIT_S = 600.0
+SEARCH_LIMIT_S = 300.0
 """For one file of tests, in a search."""
 SEARCHED = ("tests/unit", "tests/contract", "tests/property", "tests/crash", "tests/integration")
 PASSED, FAILED = 0, 1
 """Exit status of pytest."""
+
+_running: set[subprocess.Popen[str]] = set()  # to be ended where this is ended
 
 
 class Ran(NamedTuple):
@@ -80,7 +83,9 @@ def main() -> int:
                     return _search(pool, base, chosen[0], given.places or SEARCHED)
                 return _prove(pool, base, chosen, given.limit, control=not given.no_control, jobs=given.jobs)
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                for running in list(_running):
+                    _end(running)
                 raise
 
 
@@ -206,12 +211,14 @@ def _pytest(tree: Path, arguments: Sequence[str], limit: float) -> Ran:
             start_new_session=True,
         )
         status: int | None
+        _running.add(running)
         try:
             output, _ = running.communicate(timeout=limit)
             status = running.returncode
         except subprocess.TimeoutExpired:
             status, output = None, ""
         finally:
+            _running.discard(running)
             _end(running)
         if status is None:
             output, _ = running.communicate()
@@ -220,10 +227,8 @@ def _pytest(tree: Path, arguments: Sequence[str], limit: float) -> Ran:
 
 def _end(running: subprocess.Popen[str]) -> None:
     """It and all that it started in its session, stopped ones too."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(running.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _last_line(ran: Ran) -> str:

@@ -1,4 +1,4 @@
-"""A planted bug is a unified diff with a header of comments; here such files are read and applied. Pure, but for `bugs`.
+"""A planted bug is a unified diff with a header of comments; here such files are read and applied.
 
     # bug: one sentence, what is broken
     # promise: how the row of docs/guarantees.md begins that it breaks; or a page of docs/ and words that stand there
