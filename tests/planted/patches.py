@@ -17,10 +17,11 @@ then the bug is to be planted anew (`git diff -U1` makes such patches).
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ class Hunk(NamedTuple):
 
     def bare(self) -> list[str]:
         """The lines without the context before and after them."""
-        marked = [at for at, line in enumerate(self.lines) if line[0] != " "]
+        marked = [at for at, line in enumerate(self.lines) if line[0] != " "] or [0]
         return self.lines[marked[0] : marked[-1] + 1]
 
 
@@ -93,7 +94,8 @@ def parse(name: str, text: str) -> Bug:
             continue
         elif line:
             raise BadPatch(f"{name}: {line!r} is no line of a unified diff")
-    if not files or not all(files.values()) or not all(any(one.bare()) for hunks in files.values() for one in hunks):
+    lines = [[line for one in hunks for line in one.lines if line[0] != " "] for hunks in files.values()]
+    if not lines or not all(lines):
         raise BadPatch(f"{name}: changes nothing")
     return Bug(name, given["bug"], given["promise"], given["catchers"].split(), files)
 
@@ -124,7 +126,11 @@ def planted(bug: Bug, read: Callable[[str], str]) -> dict[str, str]:
         after = before
         for number, hunk in enumerate(hunks, 1):
             after = _applied(after, hunk, f"{bug.name}: hunk {number} of {path}")
-        if _code(before) == _code(after):
+        try:
+            same = _code(before) == _code(after)
+        except SyntaxError as error:
+            raise BadPatch(f"{bug.name}: {path} cannot be compiled: {error}") from error
+        if same:
             raise BadPatch(f"{bug.name}: {path} does the same as before")
         changed[path] = after
     return changed
@@ -160,15 +166,15 @@ def _is_in(lines: list[str], at: int, where: str) -> bool:
     return False
 
 
-def _code(text: str) -> str:
-    """What of a source is code: without comments, docstrings and layout."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-            node, clean=False
-        ):
-            del node.body[0]
-    return ast.dump(tree)
+@lru_cache
+def _code(text: str) -> object:
+    """What of a source is code: without comments, docstrings, `assert` and layout."""
+    return _compared(compile(text, "", "exec", optimize=2, dont_inherit=True))
+
+
+def _compared(code: CodeType) -> tuple[object, ...]:
+    constants = [_compared(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return code.co_code, constants, code.co_names, code.co_varnames, code.co_exceptiontable, code.co_flags
 
 
 # -- what it is told in the docs ---------------------------------------------------------------------------------------
