@@ -21,6 +21,7 @@ from streamlite.batch import encode_payload
 from streamlite.counters import FAILED, SYNCED
 from streamlite.files.memory import MemoryFiles
 from streamlite.partition import Outgoing, Partition
+from streamlite.reader import Cursor
 from streamlite.testing.clock import VirtualClock
 from tests.crash.faulty import CHANGING, SYNCING, Call, FaultyFiles, Plan, Stopped, bury, open_over
 from tests.crash.story import PATIENCE, Story
@@ -126,6 +127,36 @@ def _live(workload: Workload, story: Story, files: FaultyFiles) -> errors.Stream
 
 def _check_nothing_of_it(bus: Bus, story: Story) -> None:
     story.check(bus, story.moment()._replace(begun=story.done))
+
+
+def test_a_reader_takes_nothing_from_a_write_that_fails_while_it_reads() -> None:
+    """The bytes stand in the file when it reads what is before them, and others in their place when it comes there."""
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus, other = _open(files), _open(FaultyFiles(inner))
+    bus.create_topic("t")
+    _put(bus, b"a")
+    reader = Cursor(_partition(other), 0)
+    found = []
+
+    def read_and_fail(path: str, data: bytes, position: int) -> None:
+        inner.open(path).write([data], position)
+        batch = reader.fetch()
+        assert batch is not None
+        found.extend(batch.values)
+        reader.offset = batch.header.next_offset
+        raise errors.StorageError("as planned", errno=errno.EIO, path=path)
+
+    files.before_write = read_and_fail
+    with pytest.raises(errors.StorageError):
+        _partition(bus).append([_batch(b"x")])
+    files.before_write = lambda path, data, position: None
+    _partition(bus).append([_batch(b"b")])
+    batch = reader.fetch()
+    assert batch is not None
+    assert [*found, *batch.values] == [b"a", b"b"]
+    other.close()
+    bus.close()
 
 
 # -- syncs that fail ---------------------------------------------------------------------------------------------------

@@ -81,6 +81,17 @@ def test_a_flipped_bit_of_a_log_is_noticed(closed: bool) -> None:
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+@pytest.mark.parametrize("gone", [1, 2])
+def test_a_segment_that_is_missing_between_others_is_noticed(gone: int, closed: bool) -> None:
+    inner = _log_of_four(closed=closed, segment_bytes=1)
+    inner.remove(logs_of(inner)[gone])
+    bus = open_over(FaultyFiles(inner))
+    with pytest.raises(errors.CorruptionError):
+        list(bus.topic("t").read())
+    kill(bus)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
 def test_a_log_that_ends_early_is_noticed(closed: bool) -> None:
     inner = _log_of_four(closed=closed)
     [path] = logs_of(inner)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
 from itertools import chain, combinations
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
 
 from streamlite import Bus, TopicPartition, errors
 from streamlite.config import TopicSettings
-from streamlite.counters import START, SYNCED
+from streamlite.counters import ACTIVE, START, SYNCED
 from streamlite.files.memory import MemoryFiles
 from streamlite.ledger import Part
 from streamlite.testing.clock import VirtualClock
@@ -21,6 +22,7 @@ from tests.crash.faulty import (
     FaultyFiles,
     Plan,
     Stopped,
+    bury,
     clone,
     file_at,
     fingerprint,
@@ -146,10 +148,15 @@ def test_a_failed_sync_is_not_forgotten_by_an_opener_that_is_killed() -> None:
         files.heal()
         bus.close()
         opener = FaultyFiles(inner, Plan(at))
+        bus = None
         try:
-            bus = open_over(opener, sync="never")
+            bus = open_over(opener, sync="never", clock=VirtualClock())
+            assert [message.value for message in bus.topic("t").read()] == [b"a"]
         except Stopped:
-            opener.forget_stores()
+            if bus is not None:
+                bury(bus)
+            else:
+                opener.forget_stores()
         else:
             kill(bus)
         files = FaultyFiles(inner)
@@ -162,6 +169,172 @@ def test_a_failed_sync_is_not_forgotten_by_an_opener_that_is_killed() -> None:
         kill(bus)
         if not opener.hits:
             return
+
+
+@pytest.mark.parametrize("level", ["interval", "always"])
+def test_what_was_delivered_is_synced_after_an_interval(level: str) -> None:
+    """By the bus itself, and where its process died by any other that has it open."""
+    inner = MemoryFiles()
+    bus = open_over(FaultyFiles(inner), sync=level, sync_interval_ms=1)
+    bus.create_topic("t")
+    _put(bus, "t", b"a")
+    slot = bus._engine.registry.get("t").partitions[0].slot
+    _wait_until(lambda: slot.get(SYNCED) == 1)
+    other = open_over(FaultyFiles(inner), sync="never")
+    _put(other, "t", b"b")
+    kill(other)
+    _wait_until(lambda: slot.get(SYNCED) == 2)
+    bus.close()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0)  # let the other thread have the interpreter
+
+
+def test_what_is_published_during_a_sync_is_not_synced_by_it() -> None:
+    inner = MemoryFiles()
+    files = FaultyFiles(inner)
+    bus, other = _open(files, sync="never"), _open(FaultyFiles(inner), sync="never")
+    bus.create_topic("t")
+    _put(bus, "t", b"a")
+    late: list[Call] = []
+
+    def before(call: Call) -> None:
+        if call.name == "sync" and call.path.startswith("topics/t/") and not late:
+            late.append(call)
+            _put(other, "t", b"b")
+
+    files.before = before
+    bus.sync()
+    slot = bus._engine.registry.get("t").partitions[0].slot
+    assert late
+    assert (slot.end, slot.get(SYNCED)) == (2, 1)
+    bus.close()
+    other.close()
+
+
+@pytest.mark.parametrize("sync", ["never", "interval"])
+def test_a_sealed_segment_is_synced_without_being_asked(sync: str) -> None:
+    """At every level: recovery reads what is recent, and not the log."""
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync=sync)
+    bus.create_topic("t", segment_bytes=200)
+    for at in range(4):
+        _put(bus, "t", b"%d" % at * 60)
+    partition = bus._engine.registry.get("t").partitions[0]
+    sealed = partition.slot.get(ACTIVE)
+    assert sealed > 1
+    assert bus._engine.syncer is not None
+    bus._engine.syncer._step()
+    assert partition.slot.get(SYNCED) >= sealed
+    bus.close()
+
+
+@pytest.mark.parametrize("sync", ["never", "interval"])
+def test_the_mark_of_a_clean_close_comes_after_the_last_sync(sync: str) -> None:
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync=sync)
+    bus.create_topic("t", partitions=2)
+    for partition in range(2):
+        _put(bus, "t", b"a", partition=partition)
+    files.calls.clear()
+    other = _open(FaultyFiles(files.inner), sync="never")
+    bus.close()  # not the last one
+    other.close()
+    calls = files.calls + cast(FaultyFiles, other._engine.ctx.files).calls
+    mark = calls.index(Call("create", "clean.new"))
+    logs = {path for at in range(2) for path in logs_of(cast(MemoryFiles, files.inner), "t", at)}
+    assert {call.path for call in calls[:mark] if call.name == "sync"} >= logs
+
+
+def test_a_torn_tail_is_cut_once_and_logged_with_its_byte_count(caplog: pytest.LogCaptureFixture) -> None:
+    inner = MemoryFiles()
+    bus = _open(FaultyFiles(inner), sync="interval")
+    bus.create_topic("t")
+    _put(bus, "t", b"a", b"b")
+    kill(bus)
+    [path] = logs_of(inner)
+    whole = len(file_at(inner, path).data)
+    file_at(inner, path).truncate(whole - 1)
+    for boot, cut in ((2, whole // 2 - 1), (3, 0)):
+        caplog.clear()
+        bus = _open(FaultyFiles(inner, boot=boot), sync="interval")
+        assert [message.value for message in bus.topic("t").read()] == [b"a"]
+        said = [record.getMessage() for record in caplog.records if path in record.getMessage()]
+        assert [f"cut {cut} bytes at position {whole // 2}" in line for line in said] == ([True] if cut else [])
+        assert len(file_at(inner, path).data) == whole // 2
+        kill(bus)
+
+
+def test_a_hole_in_what_was_not_synced_is_cut_with_what_follows_it() -> None:
+    """The sectors of a later batch may come to the device before those of an earlier one: that is no damage."""
+    inner = MemoryFiles()
+    bus = _open(FaultyFiles(inner), sync="interval")
+    bus.create_topic("t")
+    _put(bus, "t", b"a", b"b", b"c", b"d")
+    kill(bus)
+    [path] = logs_of(inner)
+    data = file_at(inner, path).data
+    size = len(data) // 4
+    data[size : 2 * size] = bytes(size)
+    bus = _open(FaultyFiles(inner, boot=2))
+    assert [message.value for message in bus.topic("t").read()] == [b"a"]
+    bus.close()
+
+
+def test_each_stop_of_the_machine_raises_the_epoch_durably_before_anything_is_read() -> None:
+    inner = MemoryFiles()
+    for boot in range(1, 4):
+        files = FaultyFiles(inner, boot=boot)
+        bus = _open(files, sync="always")
+        if boot == 1:
+            bus.create_topic("t")
+            _put(bus, "t", b"a")
+        assert bus._engine.ctx.epoch == boot - 1
+        assert [message.value for message in bus.topic("t").read()] == [b"a"]
+        if boot > 1:
+            calls = files.calls
+            raised = calls.index(Call("rename", "epoch.new"))
+            assert Call("sync", "epoch.new") in calls[:raised]
+            read = next(at for at, call in enumerate(calls) if call.name == "read" and call.path.endswith(".log"))
+            assert Call("sync_dir", "") in calls[raised:read]
+        kill(bus)
+
+
+def test_a_beginning_is_on_the_device_before_anything_below_it_goes() -> None:
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync="never")
+    bus.create_topic("t", segment_bytes=200)
+    for at in range(4):
+        _put(bus, "t", b"%d" % at * 60)
+    files.calls.clear()
+    bus.topic("t").truncate_before(0, 3)
+    calls = files.calls
+    removed = next(at for at, call in enumerate(calls) if call.name == "remove" and call.path.endswith(".log"))
+    named = calls.index(Call("rename", "topics/t/0/start.new"))
+    assert Call("sync", "topics/t/0/start.new") in calls[:named]
+    assert Call("sync_dir", "topics/t/0") in calls[named:removed]
+    bus.close()
+
+
+def test_a_compacted_segment_is_on_the_device_before_it_takes_the_place_of_others() -> None:
+    files = FaultyFiles(MemoryFiles())
+    bus = _open(files, sync="never")
+    bus.create_topic("t", cleanup="compact", segment_bytes=200)
+    for at in range(6):
+        _put(bus, "t", b"%d" % at * 60, key=b"k%d" % (at % 2))
+    files.calls.clear()
+    bus.maintain()
+    calls = files.calls
+    renamed = [at for at, call in enumerate(calls) if call.name == "rename" and call.path.startswith("topics/t/")]
+    assert renamed
+    for at in renamed:
+        assert Call("sync", calls[at].path) in calls[:at]
+        assert calls[at + 1] == Call("sync_dir", "topics/t/0")
+    bus.close()
 
 
 # -- transactions ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from contextlib import suppress
 import pytest
 
 from streamlite import Bus
+from streamlite.batch import encode_payload
 from streamlite.files.memory import MemoryFiles
+from streamlite.partition import Outgoing
 from streamlite.testing.clock import VirtualClock
 from tests.crash.faulty import (
     Call,
@@ -22,6 +24,7 @@ from tests.crash.faulty import (
     State,
     States,
     Stopped,
+    bury,
     clone,
     fingerprint,
     kill,
@@ -296,6 +299,56 @@ def test_who_has_the_bus_open_meanwhile_goes_on(workload: Workload) -> None:
         except BaseException:
             print(f"stopped in call {at} of {calls}, {call}; steps {story.steps}, {story.moment()}")
             raise
+
+
+def test_what_a_killed_writer_left_is_settled_before_another_writes_there() -> None:
+    """Two batches stand whole in the file and are not published: nothing may take the place of the first alone."""
+    inner = MemoryFiles()
+    witness, files = open_over(FaultyFiles(inner), sync="never"), FaultyFiles(inner)
+    bus = open_over(files, sync="never")
+    partition = bus._engine.registry.get(bus.topic("t").name).partitions[0]
+
+    def written_and_killed(path: str, data: bytes, position: int) -> None:
+        inner.open(path).write([data], position)
+        files.stop()
+        raise Stopped(path)
+
+    files.before_write = written_and_killed
+    payloads = [encode_payload(None, [value]) for value in (b"a", b"b")]
+    with pytest.raises(Stopped):
+        partition.append([Outgoing(payload, 1, 1, 1, len(payload)) for payload in payloads])
+    bury(bus)
+    with witness.producer() as producer:
+        producer.send("t", b"c").result(timeout=PATIENCE)
+    kill(witness)
+    _, bus = reopen(inner)
+    assert [message.value for message in bus.topic("t").read()] == [b"a", b"b", b"c"]
+    bus.close()
+
+
+def test_a_recovery_that_is_killed_is_begun_again_by_who_has_the_bus_open() -> None:
+    """After a stop of the machine nothing is known of a log but what its files say."""
+    left = MemoryFiles()
+    bus = open_over(FaultyFiles(left), sync="always", clock=VirtualClock())
+    with bus.producer() as producer:
+        for value in (b"a", b"b"):
+            producer.send(bus.topic("t"), value).result(timeout=PATIENCE)
+    kill(bus)
+    for at in range(1, 200):
+        inner = clone(left)
+        files = FaultyFiles(inner, boot=2)
+        bus = open_over(files, sync="never", clock=VirtualClock())
+        witness = open_over(FaultyFiles(inner, boot=2), sync="never", clock=VirtualClock())
+        files.plan = Plan(at)
+        with suppress(Stopped):
+            assert [message.value for message in bus.topic("t").read()] == [b"a", b"b"]
+        kill(bus)
+        assert [message.value for message in witness.topic("t").read()] == [b"a", b"b"], files.hits
+        _check_writing(witness, "t")
+        witness.close()
+        if not files.hits:
+            assert at > 10
+            return
 
 
 @pytest.mark.parametrize("sync", ["never", "always"])

@@ -1,0 +1,1 @@
+"""Bugs that are planted on purpose, one a patch, and the tests that catch each: see `tests/planted/__main__.py`."""
