@@ -270,10 +270,10 @@ def test_what_compaction_left_is_copied_without_its_gaps(bus: Bus) -> None:
 def test_a_transaction_takes_columns(bus: Bus) -> None:
     source, to = filled(bus), bus.topic("to")
     with bus.consumer("from") as consumer, bus.producer() as producer:
-        with pytest.raises(ZeroDivisionError), producer.transaction() as tx:
+        with producer.transaction() as tx:
             for columns in polled(consumer):
                 tx.send_many(to, columns)
-            raise ZeroDivisionError
+            tx.abort()
         consumer.seek_to_beginning()
         with producer.transaction() as tx:
             sent = [tx.send_many(to, columns) for columns in polled(consumer)]
