@@ -30,7 +30,7 @@ PATIENCE_S: Final = 30.0
 """Without a message for so long, a workload fails: something is wrong."""
 STAMP_BYTES: Final = 8
 """A value begins with the time it is to be sent at, where its latency is measured at the other end."""
-SAMPLES: Final = 10_000
+SAMPLES: Final = 5_000
 """Sends of a throughput workload whose latency is taken, at most: to take every one would be what is measured."""
 BULK: Final = 1_000
 """Messages in one `send_many`."""
