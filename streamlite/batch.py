@@ -68,7 +68,7 @@ class _Skin(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fals
 
     keys: msgspec.Raw = msgspec.Raw(_NIL)
     values: msgspec.Raw = msgspec.Raw(_NIL)
-    timestamps: Annotated[list[_Difference], _bounded] | Annotated[dict[int, _Difference], _bounded] | None = None
+    timestamps: msgspec.Raw = msgspec.Raw(_NIL)
     headers: msgspec.Raw = msgspec.Raw(_NIL)
     offsets: Annotated[list[_Difference], _bounded] | None = None
     horizon: int | None = None
@@ -79,6 +79,9 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Payload).decode
 _peel = msgspec.msgpack.Decoder(_Skin).decode
 _decode_bytes = msgspec.msgpack.Decoder(Annotated[list[bytes | None], _bounded] | None).decode
+_decode_times = msgspec.msgpack.Decoder(
+    Annotated[list[_Difference], _bounded] | Annotated[dict[int, _Difference], _bounded] | None
+).decode
 _decode_headers = msgspec.msgpack.Decoder(Annotated[list[tuple[Header, ...] | None], _bounded] | None).decode
 
 
@@ -322,7 +325,7 @@ def _offsets(header: BatchHeader, column: list[int] | None) -> list[int]:
 
 
 _MAKERS: Final[dict[str, Callable[[BatchHeader, Any], Any]]] = {
-    "timestamps": _timestamps,
+    "timestamps": lambda header, raw: _timestamps(header, _decode_times(raw)),
     "keys": lambda header, raw: _fill(_decode_bytes(raw), header.count, "keys"),
     "values": lambda header, raw: _fill(_decode_bytes(raw), header.count, "values"),
     "headers": lambda header, raw: _pairs(_decode_headers(raw), header.count),
