@@ -18,6 +18,8 @@ import pytest
 import streamlite
 from streamlite.cli import main
 from streamlite.cli.measure import WORKLOADS
+from streamlite.cli.workers import crew
+from streamlite.cli.workloads import Load
 
 NOON_MS = 1_357_041_600_000  # 2013-01-01T12:00:00Z
 
@@ -437,6 +439,27 @@ def test_ctrl_c_ends_bench_cleanly(temporary: Path, workload: str) -> None:
     assert out == ""
     assert "Traceback" not in err
     assert list(temporary.iterdir()) == []
+
+
+def test_a_worker_of_bench_hears_no_ctrl_c_and_ends_with_who_started_it(tmp_path: Path) -> None:
+    with streamlite.open(tmp_path / "bus") as bus:
+        bus.topic("t")
+        with crew("single", [Load(directory=str(tmp_path / "bus"), topic="t", messages=10**9)]) as (worker,):
+            process = worker._process
+            assert os.getsid(process.pid) != os.getsid(0)
+            worker.go()
+            wait_for(lambda: any(bus.topic("t").end_offsets().values()))
+            assert process.poll() is None
+            assert process.stdin is not None
+            process.stdin.close()  # what the system does when the other process is gone
+            assert process.wait(30) == 1
+
+
+def test_what_goes_wrong_in_a_worker_of_bench_is_said_by_bench(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    load = Load(directory=str(tmp_path), topic="t", messages=1)
+    with pytest.raises(streamlite.StreamliteError, match=str(tmp_path)), crew("single", [load]):
+        pass
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -326,6 +326,9 @@ def test_nobody_is_woken_while_nobody_waits(tmp_path: Path, rings: list[int]) ->
     with streamlite.open(tmp_path / "bus", sync="never") as bus:
         topic = bus.topic("t", partitions=2)
         with bus.producer() as producer, bus.consumer("t") as consumer, bus.consumer("t", group="g") as member:
+            for one in (consumer, member):
+                assert one.poll(timeout=0.01) == []  # it waited once
+            rings.clear()
             for value in VALUES[:100]:
                 producer.send(topic, value).result(PATIENCE_S)
             producer.send_many(topic, VALUES).result(PATIENCE_S)
