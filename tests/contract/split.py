@@ -37,7 +37,6 @@ from .line import Callback, Line, Steps, TopicRef
 PACKAGE = __name__.rpartition(".")[0]
 
 _IN_ITS_LOOP = "what an async producer does in, and to, the event loop of the process it runs in"
-_BY_LISTS = "the way to the other process takes columns apart"
 APART: dict[str, str] = {
     "test_aio.py::test_they_are_made_by_the_bus_and_take_its_options": "what is made here is a stand-in",
     "test_aio.py::test_on_delivery_is_called_in_the_loop": _IN_ITS_LOOP,
@@ -49,9 +48,6 @@ APART: dict[str, str] = {
     "test_aio.py::test_closing_ends_a_wait_for_room": _IN_ITS_LOOP,
     "test_aio.py::test_a_flush_in_vain_says_how_many_are_left": _IN_ITS_LOOP,
     "test_columns.py::test_a_transaction_takes_columns": "as test_transactions.py",
-    "test_columns.py::test_a_whole_batch_for_one_partition_goes_on_as_it_was_read": _BY_LISTS,
-    "test_columns.py::test_batches_without_keys_go_on_whole_and_spread": _BY_LISTS,
-    "test_columns.py::test_columns_of_a_typed_topic_are_not_encoded_again": "its type is of this process",
     "test_bus.py::test_the_clock_given_is_the_one_used": "a clock that a test wrote is of its process",
 }
 """Tests that cannot run so, by file and name, and why."""
