@@ -17,13 +17,14 @@ Pure: no file, clock or lock. Whatever bytes come in, `decode` gives columns of 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from streamlite.compression import codec_by_id
+from streamlite.errors import CorruptionError
 from streamlite.format import (
     BATCH_COUNT_MAX,
     ENCODING_NATIVE,
@@ -35,7 +36,9 @@ from streamlite.format import (
 )
 from streamlite.message import Columns, Header, Message
 
-__all__ = ["Batch", "decode", "encode_payload", "encode_single", "timestamp_steps"]
+__all__ = ["Batch", "Peeled", "decode", "encode_payload", "encode_single", "peel", "timestamp_steps"]
+
+_Read = TypeVar("_Read")
 
 Timestamps = list[int] | dict[int, int] | None
 Headers = Sequence[Header]
@@ -57,8 +60,29 @@ class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
     sequences: Annotated[list[_Difference], _bounded] | None = None
 
 
+_NIL = b"\xc0"
+
+
+class _Skin(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A `_Payload` whose large columns stay the bytes that they are."""
+
+    keys: msgspec.Raw = msgspec.Raw(_NIL)
+    values: msgspec.Raw = msgspec.Raw(_NIL)
+    timestamps: msgspec.Raw = msgspec.Raw(_NIL)
+    headers: msgspec.Raw = msgspec.Raw(_NIL)
+    offsets: Annotated[list[_Difference], _bounded] | None = None
+    horizon: int | None = None
+    sequences: Annotated[list[_Difference], _bounded] | None = None
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Payload).decode
+_peel = msgspec.msgpack.Decoder(_Skin).decode
+_decode_bytes = msgspec.msgpack.Decoder(Annotated[list[bytes | None], _bounded] | None).decode
+_decode_times = msgspec.msgpack.Decoder(
+    Annotated[list[_Difference], _bounded] | Annotated[dict[int, _Difference], _bounded] | None
+).decode
+_decode_headers = msgspec.msgpack.Decoder(Annotated[list[tuple[Header, ...] | None], _bounded] | None).decode
 
 
 def encode_payload(
@@ -154,40 +178,108 @@ class Batch:
         )
 
 
+class Peeled(Batch):
+    """A batch whose timestamps, keys, values and headers stay as they are on disk until each is asked for.
+
+    `payload` is what was read, compressed where the header says so. What makes no sense is found later here, when the
+    column is made: a `CorruptionError` about `place`, the file and the position, which whoever read it puts in.
+    """
+
+    __slots__ = ("_skin", "payload", "place")
+
+    def __init__(self, header: BatchHeader, skin: _Skin, payload: bytes | memoryview) -> None:
+        self.header = header
+        self.offsets = _places(header, skin)
+        self.horizon = skin.horizon
+        self.sequences = _sequences(header, skin.sequences)
+        self._skin = skin
+        self.payload = payload
+        self.place = ("", 0)
+
+    @property
+    def keyless(self) -> bool:
+        """Whether no message has a key."""
+        return bytes(self._skin.keys) == _NIL
+
+    @property
+    def plain(self) -> bool:
+        """Whether the payload says nothing that belongs to where it stands."""
+        return not self.header.flags & (FLAG_COMPACTED | FLAG_SEQUENCES)
+
+    if not TYPE_CHECKING:  # or every misspelt attribute would pass
+
+        def __getattr__(self, name: str) -> Any:
+            make = _MAKERS.get(name)
+            if make is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            try:
+                column = make(self.header, getattr(self._skin, name))
+            except (BadBatch, msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+                file, position = self.place
+                raise CorruptionError(
+                    f"{file} is damaged at position {position}: {name} that make no sense ({error})",
+                    file=file,
+                    position=position,
+                ) from error
+            setattr(self, name, column)
+            return column
+
+    def columns(self, topic: str, partition: int, start: int = 0, stop: int | None = None) -> Columns:
+        """The same as columns, which are made when they are asked for."""
+        return Columns.of(self, topic, partition, self.offsets[start:stop], start)
+
+
+def peel(header: BatchHeader, payload: bytes | memoryview) -> Peeled:
+    """As `decode`, but keys, values and headers are looked at when they are asked for."""
+    return _opened(header, payload, lambda content: Peeled(header, _peel(content), payload))
+
+
 def decode(header: BatchHeader, payload: bytes | memoryview) -> Batch:
     """The columns of a batch whose checksum has been verified; `BadBatch` when they make no sense all the same."""
+    return _opened(header, payload, lambda content: _expand(header, _decode(content)))
+
+
+def _opened(header: BatchHeader, payload: bytes | memoryview, read: Callable[[bytes | memoryview], _Read]) -> _Read:
+    """What `read` makes of the columns' bytes."""
     if header.encoding != ENCODING_NATIVE:
         raise BadBatch(f"encoding {header.encoding} is not one that this release reads")
     if header.flags & ~FLAGS_KNOWN:
         raise BadBatch(f"flags {header.flags:#x} are not known to this release")
     try:
+        content = payload
         if header.compression:
-            payload = codec_by_id(header.compression).decompress(payload, header.content_bytes)
-        if len(payload) != header.content_bytes:
-            raise BadBatch(f"{len(payload)} bytes of columns, {header.content_bytes} expected")
-        return _expand(header, _decode(payload))
-    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+            content = codec_by_id(header.compression).decompress(payload, header.content_bytes)
+        if len(content) != header.content_bytes:
+            raise BadBatch(f"{len(content)} bytes of columns, {header.content_bytes} expected")
+        return read(content)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise BadBatch(f"a batch whose payload makes no sense: {error}") from error
 
 
 def _expand(header: BatchHeader, columns: _Payload) -> Batch:
-    count, base = header.count, header.base_offset
-    offsets: Sequence[int] = range(base, base + count)
-    if header.flags & FLAG_COMPACTED:
-        offsets = _offsets(header, columns.offsets)
-    elif columns.offsets is not None or columns.horizon is not None:
-        raise BadBatch("columns that only a compacted batch has")
-    headers = columns.headers
+    count = header.count
     return Batch(
         header,
-        offsets,
+        _places(header, columns),
         _timestamps(header, columns.timestamps),
         _fill(columns.keys, count, "keys"),
         _fill(columns.values, count, "values"),
-        None if headers is None else [pairs or () for pairs in _fill(headers, count, "headers")],
+        _pairs(columns.headers, count),
         columns.horizon,
         _sequences(header, columns.sequences),
     )
+
+
+def _places(header: BatchHeader, columns: _Payload | _Skin) -> Sequence[int]:
+    if header.flags & FLAG_COMPACTED:
+        return _offsets(header, columns.offsets)
+    if columns.offsets is not None or columns.horizon is not None:
+        raise BadBatch("columns that only a compacted batch has")
+    return range(header.base_offset, header.base_offset + header.count)
+
+
+def _pairs(column: list[Any] | None, count: int) -> list[Headers] | None:
+    return None if column is None else [pairs or () for pairs in _fill(column, count, "headers")]
 
 
 def _fill(column: list[Any] | None, count: int, what: str) -> list[Any]:
@@ -238,3 +330,11 @@ def _offsets(header: BatchHeader, column: list[int] | None) -> list[int]:
     if column and (not rising or column[0] < 0 or column[-1] > header.last_delta):
         raise BadBatch("offsets that do not rise within their batch")
     return [header.base_offset + difference for difference in column]
+
+
+_MAKERS: Final[dict[str, Callable[[BatchHeader, Any], Any]]] = {
+    "timestamps": lambda header, raw: _timestamps(header, _decode_times(raw)),
+    "keys": lambda header, raw: _fill(_decode_bytes(raw), header.count, "keys"),
+    "values": lambda header, raw: _fill(_decode_bytes(raw), header.count, "values"),
+    "headers": lambda header, raw: _pairs(_decode_headers(raw), header.count),
+}

@@ -1,25 +1,32 @@
 """The columns of a `send_many`: checked as a whole before any of them is sent, then cut into batches.
 
 Checks and cuts are calls that loop in C; only a column that needs converting is walked in Python.
+
+The `Columns` that a consumer hands out bring all of their own, as bytes that no type encodes again. A whole batch of
+which no column was asked for, bound for one partition, goes on as the payload that was read, and whose checksum was
+verified then (`PassedColumns`): nothing of it is decoded, compressed or encoded, and it gets a header of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from operator import add
 from typing import Any
 
-from streamlite.batch import timestamp_steps
+from streamlite.batch import Peeled, timestamp_steps
+from streamlite.compression import codec
 from streamlite.delivery import Piece, Sender
 from streamlite.errors import ConfigError, MessageTooLargeError
+from streamlite.message import Columns
 from streamlite.outgoing import check_headers, check_partition, check_timestamp, headers_bytes
 from streamlite.partition import Outgoing
 from streamlite.registry import TopicState
+from streamlite.routes import Route
 from streamlite.serde import Serde, encode_raw
 from streamlite.staging import KEY_BYTES_MAX, MESSAGE_OVERHEAD, STAGED_MAX, Batch, Lane, Part, encode
 
-__all__ = ["BulkColumns"]
+__all__ = ["BulkColumns", "bulk_columns"]
 
 
 class BulkColumns:
@@ -41,12 +48,10 @@ class BulkColumns:
         count = len(self.values)
         self.keys = None if keys is None else _of_length("keys", _column("keys", keys, key_serde), count)
         self.partition = None if partition is None else check_partition(state, partition)
-        self.timestamps = None
-        if timestamps is not None:
-            self.timestamps = _of_length("timestamps", [check_timestamp(one) for one in timestamps], count)
-        self.headers = None
-        if headers is not None:
-            self.headers = _of_length("headers", [check_headers(one) or None for one in headers], count)
+        self.timestamps = None if timestamps is None else _of_length("timestamps", _moments(timestamps), count)
+        self.headers = None if headers is None else _of_length("headers", _pairs(headers), count)
+        if self.headers is not None and not any(self.headers):
+            self.headers = None
         if state.settings.compacted and count and (self.keys is None or None in self.keys):
             raise ConfigError(f"topic {state.name!r} is compacted: it takes no message without a key")
         self._sizes = self._measure()
@@ -129,6 +134,102 @@ class BulkColumns:
             done, start = sums[stop - 1], stop
 
 
+class PassedColumns:
+    """A batch as a consumer got it: one payload for one partition. Stands in for `BulkColumns`."""
+
+    def __init__(self, batch: Peeled, partition: int | None, otherwise: Callable[[], BulkColumns]) -> None:
+        self._batch = batch
+        self._partition = partition
+        self._otherwise = otherwise
+        self._cut: BulkColumns | None = None
+        self.total_bytes = batch.header.content_bytes + MESSAGE_OVERHEAD * batch.header.count
+
+    def cuts(self, budget: int) -> Iterator[tuple[int, int, int]]:
+        """`(start, stop, bytes)`: one, or as `BulkColumns` has them where it is more than a batch takes here."""
+        if self.total_bytes > budget:
+            self._cut = self._otherwise()
+            return self._cut.cuts(budget)
+        return iter([(0, self._batch.header.count, self.total_bytes)])
+
+    def piece(
+        self, sender: Sender, lane: Lane, start: int, stop: int, now_ms: int, *, told: bool
+    ) -> tuple[Piece, list[Batch]]:
+        """As of `BulkColumns`."""
+        if self._cut is not None:
+            return self._cut.piece(sender, lane, start, stop, now_ms, told=told)
+        part = lane.next_sticky() if self._partition is None else lane.parts[self._partition]
+        batch = PassedBatch(sender, part, self._batch, told=told)
+        return Piece({batch.partition: batch}, batch.partition, batch.count), [batch]
+
+
+def bulk_columns(
+    route: Route, values: Any, keys: Any, partition: Any, timestamps: Any, headers: Any, *, passes: bool
+) -> BulkColumns | PassedColumns:
+    """What `send_many` was given, checked. `passes`: whether a batch may go on as it is."""
+    state = route.lane.state
+    if not isinstance(values, Columns):
+        return BulkColumns(state, values, keys, partition, timestamps, headers, route.key, route.value)
+    given = values
+
+    def unpacked() -> BulkColumns:
+        return BulkColumns(
+            state,
+            given.values,
+            given.keys if keys is None else keys,
+            partition,
+            given.timestamps if timestamps is None else timestamps,
+            given.headers if headers is None else headers,
+            None if keys is None else route.key,
+            None,
+        )
+
+    if passes and keys is None and timestamps is None and headers is None:
+        number = 0 if len(state.partitions) == 1 else None
+        if partition is not None:
+            number = check_partition(state, partition)
+        batch = given.untouched
+        if isinstance(batch, Peeled) and _goes_on(state, batch, one=number is not None):
+            return PassedColumns(batch, number, unpacked)
+    return unpacked()
+
+
+def _goes_on(state: TopicState, batch: Peeled, *, one: bool) -> bool:
+    """Whether a batch may stand in that topic as it is; `one`: all of it goes to one partition."""
+    settings, header = state.settings, batch.header
+    return (
+        batch.plain
+        and (one or batch.keyless)
+        and not settings.compacted  # or each message must be seen to have a key
+        and header.compression == (0 if settings.compression == "none" else codec(settings.compression).id)
+        and header.content_bytes <= settings.max_message_bytes  # so no message is larger
+    )
+
+
+class PassedBatch(Batch):
+    """A batch whose payload is there already."""
+
+    __slots__ = ("_batch",)
+
+    def __init__(self, sender: Sender, part: Part, batch: Peeled, *, told: bool) -> None:
+        super().__init__(sender, part)
+        self.count = batch.header.count
+        self.stamps = batch.timestamps
+        self.seen = told
+        self._batch: Peeled | None = batch
+
+    def encode(self, *, keep: bool = False) -> Outgoing:
+        assert self._batch is not None
+        header = self._batch.header
+        # A copy: the payload is a view of all that one read brought, which no buffer counts.
+        payload = bytes(self._batch.payload)
+        return Outgoing(
+            payload, header.count, header.base_timestamp, header.max_timestamp, header.content_bytes, header.compression
+        )
+
+    def drop_items(self) -> None:
+        self._batch = None
+
+
 class BulkBatch(Batch):
     """A batch whose columns are there already."""
 
@@ -197,6 +298,21 @@ def _column(what: str, column: Any, serde: Serde | None) -> Sequence[bytes | Non
 
 
 _RAW = {bytes, type(None)}
+_TIME_MAX = 1 << 62
+
+
+def _moments(column: Any) -> list[int]:
+    """Timestamps in ms."""
+    found = list(column)
+    if set(map(type, found)) == {int} and min(found) > -_TIME_MAX and max(found) < _TIME_MAX:
+        return found
+    return [check_timestamp(one) for one in found]
+
+
+def _pairs(column: Any) -> list[Any]:
+    """The headers of each message; `None` where it has none."""
+    found = list(column)
+    return [check_headers(one) or None for one in found] if any(found) else [None] * len(found)
 
 
 def _lengths(column: Sequence[bytes | None]) -> list[int]:

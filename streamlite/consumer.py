@@ -155,19 +155,21 @@ class Consumer:
         return found
 
     def poll_columns(self, timeout: float = 0.0, max_messages: int | None = None) -> list[Columns]:
-        """As `poll`, but as columns of bytes, one `Columns` a stretch: no messages are built, nothing decoded."""
+        """As `poll`, but as columns of bytes, one `Columns` a stretch: no messages are built, nothing decoded.
+
+        Each column is made when it is first asked for.
+        """
         most = self._most(max_messages)
         found: list[Columns] = []
 
         def take(track: Track, room: int) -> int:
             self._handout.taking.append(track)
-            taken = track.take(room)
-            if taken is None:
+            columns = track.columns(room)
+            if columns is None:
                 self._handout.taking.pop()
                 return 0
-            batch, start, stop = taken
-            found.append(batch.columns(track.tp.topic, track.tp.partition, start, stop))
-            return stop - start
+            found.append(columns)
+            return len(columns.offsets)
 
         self._poll(timeout, most, take, found)
         self._handout.hand_out()

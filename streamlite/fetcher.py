@@ -18,7 +18,7 @@ from typing import Any, Final
 from streamlite.batch import Batch
 from streamlite.context import Context
 from streamlite.counters import SLOTS
-from streamlite.message import Message, TopicPartition
+from streamlite.message import Columns, Message, TopicPartition
 from streamlite.partition import Partition
 from streamlite.reader import Cursor
 from streamlite.serde import Serde
@@ -133,6 +133,16 @@ class Track:
             # Nothing of it was handed out: the next call meets the same message first.
             self.seek(before)
             raise
+
+    def columns(self, most: int) -> Columns | None:
+        """The next messages as columns of bytes, which are taken apart when they are asked for."""
+        cursor = self.cursor
+        cursor.peels = True
+        try:
+            found = self.take(most)
+        finally:
+            cursor.peels = False
+        return None if found is None else found[0].columns(self.tp.topic, self.tp.partition, *found[1:])
 
 
 def _decoded(batch: Batch, start: int, stop: int, track: Track) -> list[Message]:

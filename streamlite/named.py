@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 
+from streamlite.bulk import BulkColumns
 from streamlite.delivery import Delivery, Outcome, Sender
 from streamlite.errors import ConfigError, StreamliteError
 from streamlite.numbering import WINDOW, Name
@@ -20,7 +21,7 @@ from streamlite.reader import Cursor
 from streamlite.staging import Batch
 
 if TYPE_CHECKING:
-    from streamlite.bulk import BulkColumns
+    from streamlite.bulk import PassedColumns
     from streamlite.staging import Lane
 
 __all__ = ["Numbers"]
@@ -113,8 +114,9 @@ class Numbers:
             raise _mixed(partition, "given", "leaves counting to it")
         self._counted.add(partition)
 
-    def count_columns(self, lane: Lane, columns: BulkColumns) -> None:
+    def count_columns(self, lane: Lane, columns: BulkColumns | PassedColumns) -> None:
         """All these messages have none."""
+        assert isinstance(columns, BulkColumns)  # of a named producer nothing passes
         keys, number = columns.keys, columns.partition
         for key in {None} if keys is None or number is not None else set(keys):
             self.require(lane.state.name, key, number, None)

@@ -41,7 +41,8 @@ from streamlite.wakeup import LOOK_AGAIN_S
 from streamlite.worker import Worker
 
 if TYPE_CHECKING:
-    from streamlite.bulk import BulkColumns
+    from streamlite.bulk import BulkColumns, PassedColumns
+    from streamlite.message import Columns
     from streamlite.named import Numbers
     from streamlite.transaction import Transaction
 
@@ -256,7 +257,7 @@ class Producer:
     def send_many(
         self,
         topic: Any,
-        values: Sequence[Any],
+        values: Sequence[Any] | Columns,
         *,
         keys: Sequence[Any] | None = None,
         partition: int | None = None,
@@ -266,6 +267,7 @@ class Producer:
         """Send a column of messages; one `Delivery` for all, whose `result()` is a sequence.
 
         Columns are as long as `values`. All are checked before any is sent; more than the buffer holds goes in pieces.
+        `values` may be the `Columns` of `poll_columns`, which bring keys, timestamps and headers where none are given.
         """
         self._check_outside()
         lane, columns = self._columns(topic, values, keys, partition, timestamps, headers)
@@ -289,17 +291,16 @@ class Producer:
 
     def _columns(
         self, topic: Any, values: Any, keys: Any, partition: Any, timestamps: Any, headers: Any
-    ) -> tuple[Lane, BulkColumns]:
+    ) -> tuple[Lane, BulkColumns | PassedColumns]:
         """What `send_many` was given, checked."""
-        from streamlite.bulk import BulkColumns  # the bulk path, loaded by who uses it
+        from streamlite.bulk import bulk_columns  # the bulk path, loaded by who uses it
 
         route = self._route(topic)
-        lane = route.lane
-        columns = BulkColumns(lane.state, values, keys, partition, timestamps, headers, route.key, route.value)
+        columns = bulk_columns(route, values, keys, partition, timestamps, headers, passes=self._numbers is None)
         if self._numbers is not None:
             with self.mutex:
-                self._numbers.count_columns(lane, columns)
-        return lane, columns
+                self._numbers.count_columns(route.lane, columns)
+        return route.lane, columns
 
     def _nothing(self, lane: Lane) -> BulkDelivery:
         """Of a `send_many` without messages."""

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
-from streamlite.batch import Batch, decode
+from streamlite.batch import Batch, decode, peel
 from streamlite.counters import ACTIVE, CHANGES, POSITION, START
 from streamlite.errors import CorruptionError, OffsetOutOfRangeError, StreamliteError
 from streamlite.files import File, MissingFile
@@ -34,11 +34,14 @@ READ_BYTES: Final = 1 << 20
 class Cursor:
     """Where one reader stands in one partition: `offset` is the next one it wants. For one thread at a time."""
 
-    __slots__ = ("_chunk", "_chunk_at", "_chunk_end", "_file", "_next", "_position", "_segment", "offset", "partition")
+    __slots__ = (
+        "_chunk", "_chunk_at", "_chunk_end", "_file", "_next", "_position", "_segment", "offset", "partition", "peels",
+    )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int) -> None:
         self.partition = partition
         self.offset = offset
+        self.peels = False  # whether columns are to stay encoded until they are asked for
         self._segment: Segment | None = None
         self._file: File | None = None
         self._position = 0  # in the segment's file, where the next batch begins
@@ -134,10 +137,16 @@ class Cursor:
                 self._pass(header)  # not looked into: damage in it is no matter of who seeks past it
                 continue
             payload = self._payload(header, end)
-            batch = decode(header, payload)
+            batch = self._peeled(header, payload) if self.peels else decode(header, payload)
             self._pass(header)
             if batch.offsets and batch.offsets[-1] >= self.offset:
                 return batch
+
+    def _peeled(self, header: BatchHeader, payload: memoryview) -> Batch:
+        assert self._segment is not None
+        batch = peel(header, payload)
+        batch.place = (self._segment.log_path, self._position)
+        return batch
 
     def _pass(self, header: BatchHeader) -> None:
         position, following = self._position + header.total_bytes, header.next_offset

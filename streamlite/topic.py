@@ -250,4 +250,4 @@ def _only(columns: Columns, since_ms: int | None, until_ms: int | None) -> Colum
     if len(places) == len(columns.timestamps):
         return columns
     topic, partition, *lists = columns
-    return Columns(topic, partition, *([column[place] for place in places] for column in lists))  # type: ignore[arg-type]
+    return Columns(topic, partition, *([column[place] for place in places] for column in lists))

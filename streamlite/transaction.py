@@ -29,6 +29,7 @@ from streamlite.staging import MESSAGE_OVERHEAD, STAGED_MAX, Batch, Lane, Part
 
 if TYPE_CHECKING:
     from streamlite.assignment import Assignment
+    from streamlite.message import Columns
     from streamlite.producer import Producer
 
 __all__ = ["TRANSACTION_BYTES_MAX", "TRANSACTION_PARTITIONS_MAX", "Transaction"]
@@ -207,7 +208,7 @@ class Transaction:
     def send_many(
         self,
         topic: Any,
-        values: Sequence[Any],
+        values: Sequence[Any] | Columns,
         *,
         keys: Sequence[Any] | None = None,
         partition: int | None = None,

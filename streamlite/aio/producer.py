@@ -25,13 +25,14 @@ import msgspec
 
 from streamlite import errors
 from streamlite.aio.loop import Aside, Pool, Turn, busy, clocked, outcome, tell, until
-from streamlite.bulk import BulkColumns
+from streamlite.bulk import BulkColumns, PassedColumns
 from streamlite.clock import SystemClock
 from streamlite.config import ProducerOptions
 from streamlite.context import Context
 from streamlite.delivery import BulkDelivery, Delivery, Outcome, Piece
 from streamlite.engine import Engine
 from streamlite.errors import StreamliteError
+from streamlite.message import Columns
 from streamlite.outbox import Outbox
 from streamlite.partition import Outgoing
 from streamlite.producer import Producer
@@ -163,11 +164,11 @@ class _Sender(Producer):
 
     def slice(
         self, topic: Any, values: Any, keys: Any, timestamps: Any, headers: Any, *, partition: Any
-    ) -> BulkColumns:
+    ) -> BulkColumns | PassedColumns:
         """Columns as bytes, checked."""
         return self._columns(topic, values, keys, partition, timestamps, headers)[1]
 
-    def take(self, topic: Any, columns: BulkColumns, start: int, stop: int, size: int) -> Piece:
+    def take(self, topic: Any, columns: BulkColumns | PassedColumns, start: int, stop: int, size: int) -> Piece:
         """Stage a stretch of columns."""
         lane = self._route(topic).lane
         with self.mutex:
@@ -311,7 +312,7 @@ class AsyncProducer:
     async def send_many(
         self,
         topic: Any,
-        values: Sequence[Any],
+        values: Sequence[Any] | Columns,
         *,
         keys: Sequence[Any] | None = None,
         partition: int | None = None,
@@ -320,7 +321,7 @@ class AsyncProducer:
     ) -> Delivery:
         """Send a column of messages, as `Producer.send_many`: one `Delivery` for all; all are checked before."""
         sender = self._sender
-        slices: list[BulkColumns] = []
+        slices: list[BulkColumns | PassedColumns] = []
         cuts = _slices((values, keys, timestamps, headers))
         for cut in cuts:
             if self._turn.until <= monotonic():
@@ -449,13 +450,17 @@ class AsyncProducer:
 
 def _slices(columns: tuple[Any, Any, Any, Any]) -> list[tuple[Any, ...]]:
     """Columns cut into short ones. Those that do not fit together stay whole: whoever looks at them says why."""
-    lists: list[Any] = [
-        one if one is None or isinstance(one, (list, tuple, str, bytes, bytearray)) else list(one) for one in columns
-    ]
-    count = len(lists[0])
+    kept = (list, tuple, str, bytes, bytearray, Columns)
+    lists: list[Any] = [one if one is None or isinstance(one, kept) else list(one) for one in columns]
+    count = len(lists[0].offsets if isinstance(lists[0], Columns) else lists[0])
     if count <= _SLICE or isinstance(lists[0], (str, bytes, bytearray)):
         return [tuple(lists)]
-    if any(one is not None and len(one) != count for one in lists):
+    if any(one is not None and len(one) != count for one in lists[1:]):
         return [tuple(lists)]
     starts = range(0, count, _SLICE)
-    return [tuple(None if one is None else one[start : start + _SLICE] for one in lists) for start in starts]
+    return [tuple(None if one is None else _stretch(one, start) for one in lists) for start in starts]
+
+
+def _stretch(column: Any, start: int) -> Any:
+    stop = start + _SLICE
+    return column.cut(start, stop) if isinstance(column, Columns) else column[start:stop]

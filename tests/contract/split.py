@@ -47,6 +47,7 @@ APART: dict[str, str] = {
     "test_aio.py::test_a_send_that_waits_for_room_can_be_cancelled": _IN_ITS_LOOP,
     "test_aio.py::test_closing_ends_a_wait_for_room": _IN_ITS_LOOP,
     "test_aio.py::test_a_flush_in_vain_says_how_many_are_left": _IN_ITS_LOOP,
+    "test_columns.py::test_a_transaction_takes_columns": "as test_transactions.py",
     "test_bus.py::test_the_clock_given_is_the_one_used": "a clock that a test wrote is of its process",
 }
 """Tests that cannot run so, by file and name, and why."""

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamlite.batch import Batch, decode, encode_payload, timestamp_steps
+from streamlite.batch import Batch, decode, encode_payload, peel, timestamp_steps
 from streamlite.compression import codec
+from streamlite.errors import CorruptionError
 from streamlite.format import (
     BATCH_COUNT_MAX,
     ENCODING_KAFKA,
@@ -31,6 +32,15 @@ def columns_of(payload: bytes) -> list[Any]:
 
 def decoded(payload: bytes, count: int, **changes: Any) -> Batch:
     return decode(header_of(payload, count, **changes), payload)
+
+
+def peeled(payload: bytes, count: int, **changes: Any) -> Batch:
+    """The same, taken apart column by column."""
+    batch = peel(header_of(payload, count, **changes), payload)
+    batch.place = ("a file", 7)
+    for name in ("timestamps", "keys", "values", "headers"):
+        getattr(batch, name)
+    return batch
 
 
 def raw(*columns: Any) -> bytes:
@@ -211,6 +221,26 @@ def test_messages_are_immutable_down_to_their_headers() -> None:
 def test_columns_that_make_no_sense_are_refused(payload: bytes, why: str) -> None:
     with pytest.raises(BadBatch, match=why):
         decoded(payload, 2, max_timestamp=BASE_MS + 7)
+    with pytest.raises((BadBatch, CorruptionError), match=why):
+        peeled(payload, 2, max_timestamp=BASE_MS + 7)
+
+
+def test_a_column_that_makes_no_sense_says_where_it_stands() -> None:
+    with pytest.raises(CorruptionError, match="a file is damaged at position 7: values") as caught:
+        peeled(raw(None, [b"a", b"b", b"c"]), 2)
+    assert (caught.value.file, caught.value.position) == ("a file", 7)
+
+
+@pytest.mark.parametrize("headers", [None, [[["a", b"b"]], None, [["c", None]]]])
+@pytest.mark.parametrize("keys", [None, [b"k"], [b"a", None, b"c"]])
+@pytest.mark.parametrize("times", [None, {0: 0, 2: 4}, [0, 3, 1]])
+def test_column_by_column_is_what_all_at_once_is(keys: Any, times: Any, headers: Any) -> None:
+    payload = raw(keys, [b"x", None, b"z"], times, headers)
+    whole, apart = (make(payload, 3, max_timestamp=BASE_MS + 7) for make in (decoded, peeled))
+    for name in ("offsets", "timestamps", "keys", "values", "headers", "sequences", "horizon"):
+        assert getattr(apart, name) == getattr(whole, name), name
+    assert apart.messages("t", 1) == whole.messages("t", 1)
+    assert apart.columns("t", 1, 1, 3) == whole.columns("t", 1, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +299,8 @@ def test_nesting_without_end_is_refused() -> None:
     ):
         with pytest.raises(BadBatch):
             decoded(payload, 1)
+        with pytest.raises(BadBatch):
+            peeled(payload, 1)
 
 
 # -- how much is built -------------------------------------------------------------------------------------------------

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import streamlite
 from streamlite.cli import main
+from streamlite.cli.measure import WORKLOADS
+from streamlite.cli.workers import crew
+from streamlite.cli.workloads import Load
 
 NOON_MS = 1_357_041_600_000  # 2013-01-01T12:00:00Z
 
@@ -81,11 +90,11 @@ def assert_one_line_error(ran: Ran, *words: str) -> None:
 def test_help_names_every_command(run: Run) -> None:
     ran = run("--help")
     assert ran.status == 0
-    for command in ("demo", "groups", "read", "topics"):
+    for command in ("bench", "demo", "groups", "read", "topics"):
         assert f"\n  {command} " in ran.out
 
 
-@pytest.mark.parametrize("command", ["demo", "groups", "read", "topics"])
+@pytest.mark.parametrize("command", ["bench", "demo", "groups", "read", "topics"])
 def test_every_command_has_help(run: Run, command: str) -> None:
     ran = run(command, "--help")
     assert ran.status == 0
@@ -284,3 +293,177 @@ def test_demo_refuses_a_file(run: Run, tmp_path: Path) -> None:
 
 def test_demo_refuses_no_partitions(run: Run) -> None:
     assert run("demo", "--partitions", 0).status == 2
+
+
+# bench: how fast is not said here, but what was measured and that it is whole.
+
+SMALL = ["--messages", 60, "--size", 20, "--partitions", 2, "--keys", 5, "--rate", 2000]
+OF_ONE_PROCESS = [name for name in WORKLOADS if not name.endswith("-processes")]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories are made: empty."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+def chosen(workloads: list[str]) -> list[object]:
+    return [part for name in workloads for part in ("--workload", name)]
+
+
+def test_bench_measures_every_workload_and_leaves_nothing_behind(run: Run, temporary: Path) -> None:
+    ran = run("bench", "--json", *SMALL)
+    assert (ran.status, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    assert found["python"]
+    assert found["options"]["size"] == 20
+    by_name: dict[str, dict[str, Any]] = {one["workload"]: one for one in found["results"]}
+    assert list(by_name) == list(WORKLOADS)
+    for name, one in by_name.items():
+        assert one["messages"] == 60, name
+        assert one["rate"] == pytest.approx(60 / one["seconds"])
+        latencies = [one["latency_us"][share] for share in ("p50", "p99", "p99.9", "max")]
+        assert latencies == sorted(latencies)
+        assert latencies[0] > 0
+        assert one["processes"] == 1 + name.endswith("-processes")
+        assert ("late_us" in one) == name.startswith("end-to-end")
+    for name in ("produce", "single", "end-to-end", "end-to-end-processes", "ping", "ping-processes"):
+        assert by_name[name]["samples"] == 60, name
+    assert list(temporary.iterdir()) == []
+
+
+def test_bench_prints_a_table_and_leaves_a_directory_that_was_asked_for(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "here"
+    ran = run("bench", "--directory", place, *SMALL, *chosen(["produce", "columns"]))
+    assert (ran.status, ran.err) == (0, "")
+    head, *rows = ran.rows[-3:]
+    assert head[:8] == ["workload", "messages", "messages/s", "MB/s", "p50", "p99", "p99.9", "max"]
+    assert [row[:2] for row in rows] == [["produce", "60"], ["columns", "60"]]
+    with streamlite.open(place, read_only=True) as bus:
+        messages = list(bus.topic("produce").read())
+    assert len(messages) == 60
+    assert {len(message.value) for message in messages} == {20}
+    assert {message.key for message in messages} == {b"k%d" % number for number in range(5)}
+    assert len({message.value for message in messages}) == 60
+
+
+def test_bench_sends_as_it_is_told_to(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("lz4")
+    place = tmp_path / "here"
+    options = ["--keys", 0, "--sync", "never", "--compression", "lz4", "--partitions", 3, "--messages", 30]
+    assert run("bench", "--directory", place, *options, *chosen(["bulk"])).status == 0
+    with streamlite.open(place, read_only=True) as bus:
+        topic = bus.topic("bulk")
+        assert (topic.partitions, topic.settings["compression"]) == (3, "lz4")
+        assert [message.key for message in topic.read()] == [None] * 30
+
+
+def test_bench_shares_a_workload_between_processes(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "here"
+    ran = run(
+        "bench",
+        "--json",
+        "--directory",
+        place,
+        *SMALL,
+        "--messages",
+        61,
+        "--processes",
+        2,
+        *chosen(["produce", "poll"]),
+    )
+    assert (ran.status, ran.err) == (0, "")
+    assert [(one["messages"], one["processes"]) for one in json.loads(ran.out)["results"]] == [(61, 2)] * 2
+    with streamlite.open(place, read_only=True) as bus:
+        assert len({message.value for message in bus.topic("produce").read()}) == 61
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workload", "brew"], ["--workload", "'brew'", "end-to-end"]),
+        (["--sync", "now"], ["--sync", "'now'"]),
+        (["--compression", "zip"], ["--compression", "'zip'"]),
+        (["--plot", "nowhere/out.png"], ["--plot", "nowhere"]),
+    ],
+)
+def test_bench_refuses_what_it_cannot_measure(
+    run: Run, temporary: Path, options: list[object], words: list[str]
+) -> None:
+    assert_one_line_error(run("bench", *options), *words)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--size", 7], ["--messages", 0], ["--rate", 0], ["--processes", 0]])
+def test_bench_refuses_numbers_that_measure_nothing(run: Run, options: list[object]) -> None:
+    assert run("bench", *options).status == 2
+
+
+def test_bench_says_what_to_install_for_a_plot_before_it_measures(
+    run: Run, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert_one_line_error(
+        run("bench", *SMALL, "--plot", temporary / "out.png"), "matplotlib", 'pip install "streamlite[plot]"'
+    )
+
+
+def test_bench_draws_a_plot(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run("bench", *SMALL, *chosen(OF_ONE_PROCESS), "--plot", tmp_path / "out.png").status == 0
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("workload", ["single", "end-to-end-processes"])
+def test_ctrl_c_ends_bench_cleanly(temporary: Path, workload: str) -> None:
+    command = [sys.executable, "-m", "streamlite.cli", "bench", "--messages", "100000000", "--workload", workload]
+    with subprocess.Popen(
+        [*command, "--rate", "100", "--seconds", "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(streamlite.__file__).parents[1])},
+        start_new_session=True,
+    ) as bench:
+        try:
+            wait_for(lambda: any(log.stat().st_size for log in temporary.glob("*/topics/*/*/*.log")))
+            os.killpg(bench.pid, signal.SIGINT)
+            out, err = bench.communicate(timeout=30)
+        finally:
+            bench.kill()
+    assert bench.returncode not in (0, None)
+    assert out == ""
+    assert "Traceback" not in err
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_worker_of_bench_hears_no_ctrl_c_and_ends_with_who_started_it(tmp_path: Path) -> None:
+    with streamlite.open(tmp_path / "bus") as bus:
+        bus.topic("t")
+        with crew("single", [Load(directory=str(tmp_path / "bus"), topic="t", messages=10**9)]) as (worker,):
+            process = worker._process
+            assert os.getsid(process.pid) != os.getsid(0)
+            worker.go()
+            wait_for(lambda: any(bus.topic("t").end_offsets().values()))
+            assert process.poll() is None
+            assert process.stdin is not None
+            process.stdin.close()  # what the system does when the other process is gone
+            assert process.wait(30) == 1
+
+
+def test_what_goes_wrong_in_a_worker_of_bench_is_said_by_bench(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    load = Load(directory=str(tmp_path), topic="t", messages=1)
+    with pytest.raises(streamlite.StreamliteError, match=str(tmp_path)), crew("single", [load]):
+        pass
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
