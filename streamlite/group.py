@@ -55,6 +55,8 @@ _WAITING: Final = 2
 _PAGE: Final = 4096
 _LOOKS_MOST: Final = 8
 """Members that another one looks at each time: of that many looks, hardly ever all miss the one that died."""
+_DOUBT_MS: Final = 1000
+"""How often this bus's own members are asked by their locks: fifty of them look at each other ten times a second."""
 
 _T = TypeVar("_T")
 
@@ -105,6 +107,7 @@ class GroupFiles:
         self._own: WeakValueDictionary[str, FileLock] = WeakValueDictionary()  # of this bus's members, while they live
         self._pages: dict[str, memoryview] = {}  # by member: mapping one takes longer than all else about it
         self._turn = 0  # which of many members are looked at next
+        self._doubt_at = 0  # when this bus's own members are not taken for alive without a look
 
     @staticmethod
     def of(engine: Engine, name: str) -> GroupFiles:
@@ -230,6 +233,7 @@ class GroupFiles:
         if deadline is not None and deadline <= self.now_ms():
             return True
         others = [one for one, found in state.members.items() if one != me and not found.dead]
+        self._doubt(others)
         if len(others) > _LOOKS_MOST:
             # Each of a hundred members looks ten times a second: at some of the others, and all at all of them.
             self._turn = at = (self._turn + _LOOKS_MOST) % len(others)
@@ -238,8 +242,18 @@ class GroupFiles:
 
     def is_dead(self, member: str) -> bool:
         """Whether nobody holds the member's lock."""
-        if member in self._own:
-            return False
+        return member not in self._own and self._is_free(member)
+
+    def _doubt(self, members: Sequence[str]) -> None:
+        """Now and then, ask the locks of this bus's members too: one may be cut off when it has just given its up."""
+        now = self.now_ms()
+        if now >= self._doubt_at:
+            self._doubt_at = now + _DOUBT_MS
+            for member in members:
+                if member in self._own and self._is_free(member):
+                    self._own.pop(member, None)
+
+    def _is_free(self, member: str) -> bool:
         try:
             lock = self._ctx.files.lock(self._member(member), create=False)
         except MissingFile:
