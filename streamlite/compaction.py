@@ -31,6 +31,7 @@ from streamlite.format import (
     NO_PRODUCER,
     NO_SEQUENCE,
     NO_TRANSACTION,
+    BadBatch,
     BatchHeader,
     pack_header,
     unpack_header,
@@ -94,7 +95,11 @@ def _batches(segment: Segment, until: int) -> Iterator[Batch]:
             break
         data = file.read(found.header.total_bytes, found.position)
         header = unpack_header(data)
-        yield decode(header, verify(header, data))
+        try:
+            batch = decode(header, verify(header, data))
+        except BadBatch:
+            break
+        yield batch
         position, expected = found.position + found.header.total_bytes, header.next_offset
     if position != size or expected != until:
         raise CorruptionError(

@@ -241,7 +241,7 @@ class Engine:
         """Remove a topic, and what is noted down of named producers that wrote to it."""
         incarnation = self.registry.get(name).incarnation
         self.registry.delete(name)
-        gone = [key for key in self.meta.all_keys() if key[0] == "stored" and key[2] == incarnation]
+        gone = [key for key in self.meta.all_keys() if key[0] == "stored" and incarnation in key[2:3]]
         if gone:
             self.meta.change(lambda log: self.meta.forget(log, gone))
 

@@ -1,0 +1,337 @@
+"""Fault 15 of the promises: bytes that no release of streamlite wrote, with checksums that hold.
+
+Whatever is in the files of a bus, opening it, reading it in every way there is, joining its groups, writing to it,
+looking it through and repairing it end within a time, and give what they should or an error of the hierarchy: never
+another exception, in no thread, and never more memory than the limits of the format allow.
+
+`case(seed)` changes whole directories, a few hundred times; `case_bytes(seed)` gives changed bytes to each of the
+parsers alone, which takes a hundredth of the time for each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from types import FrameType
+from typing import Any, Final
+from unittest import mock
+
+import pytest
+
+from streamlite import Bus, TopicPartition, errors
+from streamlite.batch import decode
+from streamlite.files.memory import MemoryFiles
+from streamlite.format import BadBatch, ShortBatch, unpack_entries, unpack_header, verify
+from streamlite.group import _unpacked
+from streamlite.group_state import GroupState, decode as decode_state
+from streamlite.marks import Identity, read_clean, read_epoch, read_identity
+from streamlite.repair import repair
+from streamlite.testing.clock import VirtualClock
+from streamlite.verify import verify as verify_bus
+from tests.crash.faulty import FaultyFiles, clone, kill, open_over, walk_files
+from tests.crash.mutating import CHANGES, mutate
+
+SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
+INPUTS: Final = 200
+"""Directories that one case changes."""
+BYTES: Final = 4_000
+"""Inputs that one case gives to the parsers."""
+HANG_S: Final = 20.0
+"""Of one input, which takes hundredths of that."""
+MEMORY_MAX: Final = 200 << 20
+"""What reading a directory of some kilobytes may take: a batch of 131,072 messages, decoded, is the most there is."""
+
+
+# -- directories to be changed -----------------------------------------------------------------------------------------
+
+
+def _opened(files: MemoryFiles, boot: int = 1) -> Bus:
+    return open_over(FaultyFiles(files, boot=boot), sync="never", clock=VirtualClock(), lock_timeout=0.05)
+
+
+def _plain(bus: Bus) -> None:
+    topic = bus.create_topic("t", segment_bytes=700)
+    with bus.producer() as producer:
+        for number in range(6):
+            values = [b"%d" % (10 * number + one) for one in range(5)]
+            headers = [[("h", b"1"), ("n", None)]] + [None] * 4 if number % 2 else None
+            times = [1000 * number + one // 2 for one in range(5)]
+            keys = [b"k", None, b"l", b"k", b""]
+            producer.send_many("t", values, keys=keys, headers=headers, timestamps=times).result(timeout=5)
+    topic.truncate_before(0, 3)
+
+
+def _compressed(bus: Bus) -> None:
+    for name in ("lz4", "zstd"):
+        bus.create_topic(name, compression=name)
+        with bus.producer() as producer:
+            for number in range(3):
+                producer.send_many(name, [b"%d" % number * 300] * 5, keys=[b"a"] * 5).result(timeout=5)
+
+
+def _compacted(bus: Bus) -> None:
+    bus.create_topic("c", cleanup="compact", segment_bytes=500)
+    with bus.producer() as producer:
+        for number in range(12):
+            value = None if number % 5 == 4 else b"v%d" % number
+            producer.send("c", value, key=b"k%d" % (number % 4)).result(timeout=5)
+    bus.maintain()
+
+
+def _named(bus: Bus) -> None:
+    bus.create_topic("t")
+    producer = bus.producer(name="n")
+    for sequence in (0, 1, 5, 9):
+        producer.send("t", b"s", partition=0, sequence=sequence)
+    producer.flush()
+    producer.close()
+    with bus.producer(name="counting") as other:
+        other.send("t", b"s", partition=0)
+
+
+def _grouped(bus: Bus) -> None:
+    bus.create_topic("t", partitions=3)
+    with bus.producer() as producer:
+        for number in range(3):
+            producer.send("t", b"v", partition=number).result(timeout=5)
+    first = bus.consumer("t", group="g", auto_commit=False)
+    bus.consumer("t", group="g", member="static", auto_commit=False)
+    for message in first.poll(timeout=1.0):
+        first.commit(message)
+
+
+def _transacted(bus: Bus) -> None:
+    _grouped(bus)
+    with bus.producer(name="n") as producer, bus.consumer("t", group="h", auto_commit=False) as consumer:
+        consumer.poll(timeout=1.0)
+        with producer.transaction(consumer) as tx:
+            tx.send("t", b"x", partition=0)
+            tx.send("t", b"y", partition=1)
+
+
+CONTENTS: Final = (_plain, _compressed, _compacted, _named, _grouped, _transacted)
+
+
+@cache
+def images() -> list[tuple[str, MemoryFiles, int]]:
+    """Directories as a clean close, a killed process, and a stop of the machine leave them; the boot of who is next."""
+    found = []
+    for content in CONTENTS:
+        for how in ("closed", "killed", "stopped"):
+            files = MemoryFiles()
+            bus = _opened(files)
+            content(bus)
+            if how == "closed":
+                bus.close()
+            else:
+                kill(bus)
+            if how == "stopped":  # once, so that there is an epoch
+                bus = _opened(files, boot=2)
+                for name in bus.topics():
+                    list(bus.topic(name).read())
+                kill(bus)
+            found.append((f"{content.__name__[1:]} {how}", files, 3 if how == "stopped" else 1))
+    return found
+
+
+# -- what is done with one ---------------------------------------------------------------------------------------------
+
+
+class Undeclared(logging.Handler):
+    """Keeps what background threads logged that is no error of the hierarchy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, errors.StreamliteError):
+            self.found.append(error)
+
+
+@contextmanager
+def watched() -> Iterator[Undeclared]:
+    """Nothing is printed, nothing undeclared goes unseen, and nothing hangs without an end."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"no end within {HANG_S} s")
+
+    handler, logger = Undeclared(), logging.getLogger("streamlite")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, late) if main else None
+    try:
+        yield handler
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _within(seconds: float) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def exercise(files: MemoryFiles, boot: int) -> None:
+    """Do with a bus what can be done; whatever is no error of the hierarchy comes out."""
+    declared = suppress(errors.StreamliteError)
+    with declared:
+        bus = _opened(files, boot)
+        try:
+            for step in (_read_topics, _look_at_groups, _consume, _consume_in_group, _produce, _administer):
+                with declared:
+                    step(bus)
+            bus.close()
+        finally:
+            if not bus._engine._closed:
+                bus._engine.abandon()
+
+
+def _names(bus: Bus) -> Iterator[str]:
+    for name in bus.topics():
+        with suppress(errors.StreamliteError):
+            bus.topic(name)
+            yield name
+
+
+def _read_topics(bus: Bus) -> None:
+    for name in _names(bus):
+        topic = bus.topic(name)
+        for read in (
+            lambda topic=topic: [_check(message) for message in topic.read()],
+            lambda topic=topic: list(topic.read(since_ms=1002, until_ms=4001)),
+            lambda topic=topic: list(topic.read(partition=0, start=7)),
+            lambda topic=topic: list(topic.read_columns()),
+            topic.end_offsets,
+            topic.beginning_offsets,
+            lambda topic=topic: topic.settings,
+        ):
+            with suppress(errors.StreamliteError):
+                read()
+
+
+def _check(message: Any) -> None:
+    """Whatever was made of the bytes, the types are what the API says."""
+    assert isinstance(message.offset, int), message
+    assert isinstance(message.timestamp, int), message
+    assert message.key is None or isinstance(message.key, bytes), message
+    assert message.value is None or isinstance(message.value, bytes), message
+    assert all(isinstance(name, str) and (value is None or isinstance(value, bytes)) for name, value in message.headers)
+
+
+def _look_at_groups(bus: Bus) -> None:
+    for name in bus.groups():
+        with suppress(errors.StreamliteError):
+            repr(bus.group(name))
+
+
+def _consume(bus: Bus) -> None:
+    for name in _names(bus):
+        with suppress(errors.StreamliteError), bus.consumer(name) as consumer:
+            tps = sorted(consumer.assignment())
+            for _ in range(3):
+                with suppress(errors.StreamliteError):
+                    for message in consumer.poll(timeout=0.1, max_messages=10):
+                        _check(message)
+                with suppress(errors.StreamliteError):
+                    consumer.seek(tps[0], 4, epoch=0)
+                    consumer.poll_columns(timeout=0.1, max_messages=10)
+            consumer.lag()
+            consumer.offsets_for_times(dict.fromkeys(tps, 2001))
+
+
+def _consume_in_group(bus: Bus) -> None:
+    for group in ("g", "h"):
+        with suppress(errors.StreamliteError), bus.consumer(*_names(bus), group=group, auto_commit=False) as consumer:
+            for _ in range(3):
+                with suppress(errors.StreamliteError):
+                    consumer.poll(timeout=0.3, max_messages=10)
+            with suppress(errors.StreamliteError):
+                consumer.commit()
+            consumer.committed(TopicPartition("t", 0))
+            consumer.lag()
+
+
+def _produce(bus: Bus) -> None:
+    for options in ({}, {"name": "n"}):
+        with suppress(errors.StreamliteError):
+            producer = bus.producer(**options)
+            for name in _names(bus):
+                with suppress(errors.StreamliteError):
+                    producer.last_sequence(name, 0) if options else None
+                with suppress(errors.StreamliteError):
+                    producer.send(name, b"new", key=b"k").result(timeout=5)
+                with suppress(errors.StreamliteError), producer.transaction() as tx:
+                    tx.send(name, b"new", key=b"k")
+            with suppress(errors.StreamliteError):
+                producer.close()
+
+
+def _administer(bus: Bus) -> None:
+    names = list(_names(bus))
+    steps: list[Callable[[], object]] = [bus.maintain, bus.sync]
+    if "t" in names:
+        steps += [
+            lambda: bus.reset_offsets("g", "t", to="earliest"),
+            lambda: bus.reset_offsets("g", "t", timestamp_ms=2001),
+            lambda: bus.topic("t").truncate_before(0, 1),
+            lambda: bus.topic("t").alter(segment_bytes=1000),
+            lambda: bus.topic("t").increase_partitions(5),
+        ]
+    steps += [lambda: bus.delete_group("g"), lambda: bus.create_topic("u")]
+    steps += [lambda name=name: bus.delete_topic(name) for name in names]
+    for step in steps:
+        with suppress(errors.StreamliteError):
+            step()
+
+
+def look_through(files: MemoryFiles) -> None:
+    """`verify`, which changes nothing, then `repair`, after which nothing is damaged."""
+    seam = FaultyFiles(files)
+    changed: list[object] = []
+    seam.before_write = lambda path, data, position: changed.append(path)
+    with mock.patch("streamlite.engine._files", return_value=seam), suppress(errors.StreamliteError):
+        verify_bus("a directory")
+        assert not changed, changed
+        with mock.patch("streamlite.repair.LocalFiles", return_value=seam):
+            repair("a directory")
+
+
+def one_input(seed: int, number: int, undeclared: Undeclared) -> None:
+    """Change one directory, and do with it what can be done."""
+    chance = random.Random(f"fuzz {seed} {number}")
+    name, image, boot = chance.choice(images())
+    files = clone(image)
+    said = [mutate(chance, files) for _ in range(chance.choice([1, 1, 1, 2, 3]))]
+    undeclared.found.clear()
+    try:
+        _within(HANG_S)
+        if chance.random() < 0.2:
+            look_through(clone(files))
+        exercise(files, boot)
+        _within(0)
+        assert not undeclared.found, undeclared.found
+    except BaseException as error:
+        raise AssertionError(f"seed {seed}, input {number} ({name}): {'; '.join(said)}: {error!r}") from error
+
+
+def case(seed: int) -> int:
+    """Changes `INPUTS` directories and does with each what can be done; how many there were."""
+    with watched() as undeclared:
+        for number in range(INPUTS):
+            one_input(seed, number, undeclared)
+    return INPUTS
