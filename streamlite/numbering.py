@@ -132,7 +132,8 @@ class Stored:
         """What a record says, without what a stop of the machine took back; `None` where all of that is gone."""
         if note is None:
             return None
-        last, upto, epoch, runs = note
+        last, upto, epoch, found = note
+        runs = [Run(*run) for run in found]
         cap = cap_offset(partition, upto, epoch)
         if cap == upto:
             return cls(upto, last, runs)
@@ -163,7 +164,7 @@ class Name:
         if self._page[_EPOCH] > EPOCH_MAX:
             path = f"{DIRECTORY}/{self.name}"
             raise CorruptionError(
-                f"{path} does not hold the epoch of producer {self.name!r}: close the bus in all processes and remove it",
+                f"{path} does not hold the epoch of producer {self.name!r}: close the bus everywhere, and remove it",
                 file=path,
                 position=0,
             )

@@ -402,7 +402,9 @@ class Registry:
             if not found.keys().isdisjoint(file.slots) or len(set(file.slots)) < len(file.slots):
                 path = f"{DIRECTORY}/{name}/topic.json"
                 raise CorruptionError(
-                    f"{path} names a slot that another partition has, too; restore it from a copy", file=path, position=0
+                    f"{path} names a slot that another partition has, too; restore it from a copy",
+                    file=path,
+                    position=0,
                 )
             found |= dict.fromkeys(file.slots, file.incarnation)
         return found

@@ -362,8 +362,8 @@ def _require_near(path: str, base: int, until: int) -> None:
     """Refuse to pass over more offsets than can have been lost: one of the two is not what was written."""
     if until - base > _FAR:
         raise CorruptionError(
-            f"{path}: what comes after offset {base} is said to go on at {until}, which cannot be; look at the names of "
-            "the files beside it and at its start file, remove what is not of this log, and repair again",
+            f"{path}: what comes after offset {base} is said to go on at {until}, which cannot be; look at the names "
+            "of the files beside it and at its start file, remove what is not of this log, and repair again",
             file=path,
             position=0,
         )

@@ -40,9 +40,9 @@ from tests.crash.faulty import file_at, walk_files
 __all__ = ["NUMBERS", "Batch", "batches", "change_tree", "junk", "mutate", "packed"]
 
 NUMBERS: Final = (
-    0, 1, 2, 3, 7, 127, 128, 255, 256, 4096, 65_535, 65_536, BATCH_COUNT_MAX, BATCH_COUNT_MAX + 1, (1 << 31) - 1, 1 << 31,
-    PAYLOAD_BYTES_MAX, (1 << 32) - 1, 1 << 32, OFFSET_MAX - 1, OFFSET_MAX, OFFSET_MAX + 1, (1 << 63) - 1, 1 << 63,
-    (1 << 64) - 1, -1, -2, -128, -(1 << 31), -(1 << 62), -(1 << 63),
+    0, 1, 2, 3, 7, 127, 128, 255, 256, 4096, 65_535, 65_536, BATCH_COUNT_MAX, BATCH_COUNT_MAX + 1, (1 << 31) - 1,
+    1 << 31, PAYLOAD_BYTES_MAX, (1 << 32) - 1, 1 << 32, OFFSET_MAX - 1, OFFSET_MAX, OFFSET_MAX + 1, (1 << 63) - 1,
+    1 << 63, (1 << 64) - 1, -1, -2, -128, -(1 << 31), -(1 << 62), -(1 << 63),
 )  # fmt: skip
 DEEP: Final = 3_000
 """Above CPython's usual limit of recursion, three times over."""
@@ -94,8 +94,8 @@ def junk(chance: random.Random) -> Any:
         return chance.choice(NUMBERS)
     return chance.choice(
         [
-            None, True, 0.5, float("inf"), float("nan"), b"", b"\xff\xfe", chance.randbytes(9), "", "t", "../../x", "a/b", "\0",
-            "x" * 300, [], {}, [None], [[]], [0, 1], {0: 0}, {"a": 1}, {0: 5, 1: 3}, *_RAW,
+            None, True, 0.5, float("inf"), float("nan"), b"", b"\xff\xfe", chance.randbytes(9), "", "t", "../../x",
+            "a/b", "\0", "x" * 300, [], {}, [None], [[]], [0, 1], {0: 0}, {"a": 1}, {0: 5, 1: 3}, *_RAW,
         ]
     )  # fmt: skip
 
@@ -209,7 +209,9 @@ def change_segment(chance: random.Random, data: bytes) -> bytes:
     elif what < 7:
         found[at] = change_payload(chance, found[at])
     elif what == 7:
-        found = chance.choice([found[:at] + found[at + 1 :], found[: at + 1] + found[at:], found[::-1], [*found, found[at]]])
+        found = chance.choice(
+            [found[:at] + found[at + 1 :], found[: at + 1] + found[at:], found[::-1], [*found, found[at]]]
+        )
     elif what == 8:
         found[at] = change_payload(chance, change_header(chance, found[at]))
     else:
@@ -245,7 +247,9 @@ def change_payload(chance: random.Random, batch: Batch) -> Batch:
         tree = _decode(content)
     except (msgspec.DecodeError, ValueError, RecursionError):
         tree = None
-    content = encoded(change_tree(chance, tree)) if tree is not None and chance.random() < 0.8 else blindly(chance, content)
+    content = (
+        encoded(change_tree(chance, tree)) if tree is not None and chance.random() < 0.8 else blindly(chance, content)
+    )
     payload = content
     if header.compression:
         if chance.random() < 0.1:
@@ -297,7 +301,9 @@ def change_state(chance: random.Random, data: bytes) -> bytes:
     if chance.random() < 0.1:
         body = blindly(chance, body)
     else:
-        body = encoded(change_tree(chance, change_tree(chance, _decode(body)) if chance.random() < 0.2 else _decode(body)))
+        body = encoded(
+            change_tree(chance, change_tree(chance, _decode(body)) if chance.random() < 0.2 else _decode(body))
+        )
     length = len(body) if chance.random() < 0.9 else chance.choice([one for one in NUMBERS if one >= 0])
     content = length.to_bytes(8, "little") + body
     return checksum(content[: 8 + length]).to_bytes(8, "little") + content
@@ -360,7 +366,9 @@ def mutate(chance: random.Random, files: MemoryFiles) -> str:
     """Change one file of a directory; which, and how."""
     there = [(path, file) for path, file in walk_files(files._tree) if file is not None]
     mapped = [(path, file) for path, file in there if file.maps]
-    known = [(path, change, file) for path, file in there for end, change in CHANGES if path.endswith(end) and file.data]
+    known = [
+        (path, change, file) for path, file in there for end, change in CHANGES if path.endswith(end) and file.data
+    ]
     # As often of each kind, however many there are of it.
     kinds = sorted({path.rpartition("/")[2].rpartition(".")[2] for path, _, _ in known})
     what = chance.randrange(20)

@@ -15,7 +15,6 @@ import os
 import random
 import signal
 import threading
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,20 +22,13 @@ from types import FrameType
 from typing import Any, Final
 from unittest import mock
 
-import pytest
-
 from streamlite import Bus, TopicPartition, errors
-from streamlite.batch import decode
 from streamlite.files.memory import MemoryFiles
-from streamlite.format import BadBatch, ShortBatch, unpack_entries, unpack_header, verify
-from streamlite.group import _unpacked
-from streamlite.group_state import GroupState, decode as decode_state
-from streamlite.marks import Identity, read_clean, read_epoch, read_identity
 from streamlite.repair import repair
 from streamlite.testing.clock import VirtualClock
 from streamlite.verify import verify as verify_bus
-from tests.crash.faulty import FaultyFiles, clone, kill, open_over, walk_files
-from tests.crash.mutating import CHANGES, mutate
+from tests.crash.faulty import FaultyFiles, clone, kill, open_over
+from tests.crash.mutating import mutate
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
 INPUTS: Final = 200
