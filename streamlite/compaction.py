@@ -23,7 +23,7 @@ import xxhash
 from streamlite.batch import Batch, decode, encode_payload, timestamp_steps
 from streamlite.compression import codec
 from streamlite.counters import ACTIVE, CHANGES, START
-from streamlite.errors import CorruptionError
+from streamlite.errors import CorruptionError, StorageError
 from streamlite.files import File, MissingFile
 from streamlite.format import (
     ENCODING_NATIVE,
@@ -268,6 +268,13 @@ class _Rewrite:
         content = encode_payload(keys, values, steps, column, [offset - base for offset in offsets], self._horizon)
         return chosen.compress(content), len(content), chosen.id, (first, greatest)
 
+    def _index(self) -> None:
+        """An index is a cache: where it cannot be written, seeks are slower and nothing is wrong."""
+        try:
+            self._target.replace_index(self._builder.entries)
+        except StorageError as error:
+            logger.warning("no index for %s: %s", self._target.log_path, error)
+
     def _swap(self, scratch: str) -> None:
         """Under the lock: the new segment takes its place, unless retention was quicker."""
         partition = self._partition
@@ -280,7 +287,7 @@ class _Rewrite:
                 self._builder.seal(self._target.next, self._position)
                 partition.ctx.files.rename(scratch, self._target.log_path)
                 partition.ctx.files.sync_dir(partition.directory)
-                self._target.replace_index(self._builder.entries)
+                self._index()
                 partition.replaced(self._group)
             except MissingFile as error:
                 logger.info("compaction of %s gave way to retention: %s", partition.directory, error)

@@ -27,7 +27,7 @@ import msgspec
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
-from streamlite.counters import ACTIVE, FLAGS, RECOVER, START, SYNCED, WRITING
+from streamlite.counters import ACTIVE, FLAGS, RECOVER, START, SYNCED, TRANSACTION, WRITING
 from streamlite.errors import OffsetOutOfRangeError
 from streamlite.format import BatchHeader
 from streamlite.partition import Outgoing, Partition
@@ -76,7 +76,12 @@ class Ledger:
 
     def _log(self) -> Partition | None:
         state = self._registry.find(TRANSACTIONS)
-        return None if state is None else state.partitions[0]
+        if state is None:
+            return None
+        log = state.partitions[0]
+        if log.slot.get(TRANSACTION):
+            log.slot.set(TRANSACTION, 0)  # records are of no transaction, or they would wait for themselves
+        return log
 
     def record(self, parts: Iterable[Part]) -> Outgoing:
         """The record of a transaction, to be appended to `log`."""

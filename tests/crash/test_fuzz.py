@@ -10,15 +10,11 @@ parsers alone, which takes a hundredth of the time for each.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
-from types import FrameType
 from typing import Any, Final
 from unittest import mock
 
@@ -29,6 +25,7 @@ from streamlite.testing.clock import VirtualClock
 from streamlite.verify import verify as verify_bus
 from tests.crash.faulty import FaultyFiles, clone, kill, open_over
 from tests.crash.mutating import mutate
+from tests.crash.watching import Logged, ends_within, watched
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
 INPUTS: Final = 200
@@ -134,48 +131,6 @@ def images() -> list[tuple[str, MemoryFiles, int]]:
 
 
 # -- what is done with one ---------------------------------------------------------------------------------------------
-
-
-class Undeclared(logging.Handler):
-    """Keeps what background threads logged that is no error of the hierarchy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[BaseException] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None and not isinstance(error, errors.StreamliteError):
-            self.found.append(error)
-
-
-@contextmanager
-def watched() -> Iterator[Undeclared]:
-    """Nothing is printed, nothing undeclared goes unseen, and nothing hangs without an end."""
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"no end within {HANG_S} s")
-
-    handler, logger = Undeclared(), logging.getLogger("streamlite")
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGALRM, late) if main else None
-    try:
-        yield handler
-    finally:
-        if main:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-def _within(seconds: float) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def exercise(files: MemoryFiles, boot: int) -> None:
@@ -303,27 +258,26 @@ def look_through(files: MemoryFiles) -> None:
             repair("a directory")
 
 
-def one_input(seed: int, number: int, undeclared: Undeclared) -> None:
+def one_input(seed: int, number: int, logged: Logged) -> None:
     """Change one directory, and do with it what can be done."""
     chance = random.Random(f"fuzz {seed} {number}")
     name, image, boot = chance.choice(images())
     files = clone(image)
     said = [mutate(chance, files) for _ in range(chance.choice([1, 1, 1, 2, 3]))]
-    undeclared.found.clear()
+    logged.clear()
     try:
-        _within(HANG_S)
-        if chance.random() < 0.2:
-            look_through(clone(files))
-        exercise(files, boot)
-        _within(0)
-        assert not undeclared.found, undeclared.found
+        with ends_within(HANG_S):
+            if chance.random() < 0.2:
+                look_through(clone(files))
+            exercise(files, boot)
+        assert not logged.undeclared, logged.undeclared
     except BaseException as error:
         raise AssertionError(f"seed {seed}, input {number} ({name}): {'; '.join(said)}: {error!r}") from error
 
 
 def case(seed: int) -> int:
     """Changes `INPUTS` directories and does with each what can be done; how many there were."""
-    with watched() as undeclared:
+    with watched() as logged:
         for number in range(INPUTS):
-            one_input(seed, number, undeclared)
+            one_input(seed, number, logged)
     return INPUTS
