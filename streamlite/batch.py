@@ -45,6 +45,7 @@ Headers = Sequence[Header]
 # would be to lose what it says, and msgspec skips nested arrays by recursion.
 _bounded = msgspec.Meta(max_length=BATCH_COUNT_MAX)
 _Difference = Annotated[int, msgspec.Meta(ge=0)]
+_SMALL_BYTES = 4096
 
 
 class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -57,7 +58,8 @@ class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
     sequences: Annotated[list[_Difference], _bounded] | None = None
 
 
-_encode = msgspec.msgpack.Encoder().encode
+_encoder = msgspec.msgpack.Encoder()
+_encode = _encoder.encode
 _decode = msgspec.msgpack.Decoder(_Payload).decode
 
 
@@ -71,11 +73,18 @@ def encode_payload(
     sequences: list[int] | None = None,
 ) -> bytes:
     """The payload of these columns; `timestamps`, `offsets` and `sequences` as differences from the header's base."""
+    count = len(values) if values is not None else 0
     headers = _squeeze(headers) if headers and any(headers) else None
     columns: list[Any] = [_squeeze(keys), _squeeze(values), timestamps, headers, offsets, horizon, sequences]
     while columns and columns[-1] is None:
         columns.pop()
-    return _encode(columns)
+    if count == 1 and values is not None and len(values[0] or b"") < _SMALL_BYTES:
+        return _encode(columns)
+    # Where the system has no memory to give, `encode` of msgspec 0.22 ends the process (SIGSEGV),
+    # raises. What comes of it is only read, and to make bytes of it would be to copy it.
+    payload = bytearray(64)
+    _encoder.encode_into(columns, payload)
+    return payload  # type: ignore[return-value]
 
 
 def _squeeze(column: Sequence[Any] | None) -> Sequence[Any] | None:

@@ -1,4 +1,4 @@
-"""Faults 5 and 6 of the promises on a real directory: a full disk, a limit of the system, files that were tampered with.
+"""Faults 5 and 6 of the promises on a real directory: a full disk, a limit of the system, files that are others.
 
 The call that fails raises an error of the hierarchy; nothing half-written is seen, everything earlier can be read, and
 once there is room (permission, a descriptor) the same bus goes on. A clean opening afterwards finds every message that
@@ -29,7 +29,7 @@ import pytest
 
 import streamlite
 from streamlite import Bus, errors
-from tests.crash.rooms import Room, another_user, descriptors_in_use, limited, room, why_no_room
+from tests.crash.rooms import NOBODY, Room, another_user, descriptors_left, limited, room, why_no_room
 from tests.crash.story import PATIENCE, Story
 from tests.crash.watching import Logged, ends_within, watched
 
@@ -65,19 +65,19 @@ def _values(bus: Bus, topic: str = "t") -> list[Any]:
 
 
 class FullDisk:
-    """What is full now and then: a file system with little room."""
+    """A file system of one's own that has no room now and then, for bytes or for files."""
 
     def __init__(self, chance: random.Random, stack: ExitStack) -> None:
-        inodes = chance.choice([None, None, None, chance.randrange(60, 120)])
-        self._room = Room(chance.choice([512, 1024, 3072]) << 10, inodes)
+        self._room = Room()
         stack.callback(self._room.close)
         self.path = self._room.path
 
     def fill(self, chance: random.Random) -> None:
-        self._room.fill(chance.choice([0, 0, 1, 2, 3, 5, 10]))
+        left = chance.choice([0, 0, 1, 2, 3, 5, 10, 40])
+        self._room.limit(**{chance.choice(["pages_left", "pages_left", "inodes_left"]): left})
 
     def empty(self) -> None:
-        self._room.empty()
+        self._room.free()
 
 
 class ShortFiles:
@@ -96,17 +96,14 @@ class ShortFiles:
 
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_no_room: list[str] = []
 
 
 def case(seed: int) -> int:
     """Uses a bus on a disk that is full at times; how many calls were made, the failed ones among them."""
-    if not _no_room:
-        _no_room.append(why_no_room())
     chance = random.Random(f"full disk {seed}")
     story = Story()
     with ExitStack() as stack:
-        disk = (ShortFiles if _no_room[0] else FullDisk)(chance, stack)
+        disk = (ShortFiles if why_no_room() else FullDisk)(chance, stack)
         user = _User(chance, story, disk)
         try:
             user.run()
@@ -193,7 +190,8 @@ class _User:
         try:
             step()
         except errors.StorageError as error:
-            assert error.errno in _FULL, error
+            if error.errno not in _FULL:
+                raise
             self.failed.append(f"{story.steps[-1]}: {error}")
             what = story.steps[-1]
             moment = story.moment()
@@ -228,7 +226,7 @@ def test_a_send_that_a_full_disk_cuts_off_leaves_nothing(sync: str) -> None:
         bus.create_topic("t")
         stored = [b"%d" % number * 700 for number in range(3)]
         _put(bus, *stored)
-        disk.fill(pages_left=1)
+        disk.limit(pages_left=1)
         with pytest.raises(errors.StorageError, match="make room") as caught:
             _put(bus, *[b"x" * 3_000] * 3)
         assert caught.value.errno == errno.ENOSPC
@@ -237,7 +235,7 @@ def test_a_send_that_a_full_disk_cuts_off_leaves_nothing(sync: str) -> None:
         assert len(kept) < 3
         stored += kept
         assert _values(bus) == stored
-        disk.empty()
+        disk.free()
         _put(bus, b"after")
         bus.close()
         bus = _open(disk.path / "bus", sync=sync)
@@ -246,31 +244,23 @@ def test_a_send_that_a_full_disk_cuts_off_leaves_nothing(sync: str) -> None:
 
 
 def test_where_no_more_files_can_be_made_those_that_are_there_go_on() -> None:
-    with room(inodes=80) as disk:
+    with room() as disk:
         bus = _open(disk.path / "bus", sync="always")
-        bus.create_topic("t", segment_bytes=5_000)
-        _put(bus, b"a" * 100)
-        made = 0
-        with pytest.raises(errors.StorageError) as caught:
-            while True:
-                bus.create_topic(f"u{made}")
-                made += 1
-        assert caught.value.errno == errno.ENOSPC
+        for name in ("t", "u"):
+            bus.create_topic(name, segment_bytes=5_000)
+            _put(bus, b"a" * 100, topic=name)
+        disk.limit(inodes_left=1)
+        for call in (lambda: bus.create_topic("v"), lambda: bus.consumer("t", group="g")):
+            with pytest.raises(errors.StorageError) as caught:
+                call()
+            assert caught.value.errno == errno.ENOSPC
+        disk.limit(inodes_left=0)
         _put(bus, b"b" * 100)
-        while True:  # what the failed one left is cleared away: take that too
-            try:
-                bus.create_topic(f"u{made}")
-                made += 1
-            except errors.StorageError:
-                break
-        with suppress(OSError):
-            for number in range(100):
-                (disk.path / f"ballast{number}").touch()
         with pytest.raises(errors.StorageError):
             _put(bus, b"c" * 6_000)  # it wants a segment of its own
         assert _values(bus) == [b"a" * 100, b"b" * 100]
-        assert bus.topics() == sorted(["t", *(f"u{number}" for number in range(made))])
-        bus.delete_topic("u0")
+        assert bus.topics() == ["t", "u"]
+        bus.delete_topic("u")
         _put(bus, b"c" * 6_000)
         bus.close()
         bus = _open(disk.path / "bus")
@@ -307,12 +297,12 @@ def test_without_descriptors_calls_fail_and_the_bus_goes_on(sync: str, tmp_path:
         bus.create_topic("t", segment_bytes=3_000)
     for left in range(0, 24, 2):
         value = b"%d" % left * 1_000
-        with ExitStack() as stack:
-            stack.enter_context(limited(resource.RLIMIT_NOFILE, descriptors_in_use() + left))
+        with descriptors_left(left):
             try:
                 bus = _open(path, sync=sync)
             except errors.StorageError as error:
-                assert error.errno == errno.EMFILE, error
+                if error.errno != errno.EMFILE:
+                    raise
                 failures += 1
                 continue
             done, failed = _use(bus, value)
@@ -353,7 +343,8 @@ def _use(bus: Bus, value: bytes) -> tuple[list[bytes], int]:
         try:
             step()
         except errors.StorageError as error:
-            assert error.errno == errno.EMFILE, error
+            if error.errno != errno.EMFILE:
+                raise
             failed += 1
     return stored, failed
 
@@ -368,7 +359,7 @@ def test_a_syncer_without_descriptors_says_so_and_goes_on(tmp_path: Path, logged
     bus._engine.ctx.handles._open.clear()
     _put(bus, b"b")
     bus._engine.ctx.handles._open.clear()
-    with limited(resource.RLIMIT_NOFILE, descriptors_in_use()):
+    with descriptors_left(0):
         syncer.worker._call()
     assert logged.said
     syncer.worker._call()
@@ -389,7 +380,7 @@ def _in_reach() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="streamlite-"))
     try:
         if os.geteuid() == 0:
-            os.chown(place, 65_534, 65_534)
+            os.chown(place, NOBODY, NOBODY)
         yield place
     finally:
         for directory, _, _ in os.walk(place):
@@ -420,12 +411,10 @@ def test_a_directory_that_became_read_only_can_be_read_and_goes_on_later(sync: s
         directories = [Path(at) for at, _, _ in os.walk(place / "bus")]
         for directory in directories:
             directory.chmod(0o500)
-        stored = [b"a" * 100]
         with pytest.raises(errors.StorageError) as caught:
-            for _ in range(10):
-                _put(bus, b"b" * 1_000)
-                stored.append(b"b" * 1_000)
+            _put(bus, *[b"b" * 1_000] * 10)  # the active segment has room for some of them
         assert caught.value.errno == errno.EACCES
+        stored = [b"a" * 100, b"b" * 1_000, b"b" * 1_000]
         calls: list[Callable[[], object]] = [
             lambda: bus.create_topic("u"),
             lambda: bus.delete_topic("t"),
@@ -458,12 +447,8 @@ def test_a_directory_that_was_deleted_under_a_bus_gives_errors_and_no_end_withou
     consumer = bus.consumer("t", group="g", auto_commit=False)
     shutil.rmtree(tmp_path / "bus")
     declared = suppress(errors.StreamliteError)
-    for _ in range(5):
-        with declared:
-            _put(bus, b"b" * 1_000)
     with pytest.raises(errors.StorageError):
-        for _ in range(5):
-            _put(bus, b"b" * 1_000)  # it rolls
+        _put(bus, *[b"b" * 1_000] * 10)  # the active segment is still open, the next one cannot be made
     calls: list[Callable[[], object]] = [
         lambda: _values(bus),
         lambda: consumer.poll(timeout=0.01),
@@ -579,7 +564,7 @@ def test_a_file_that_became_something_else_under_a_bus_is_refused(replace: Calla
     """Its descriptors left the cache meanwhile, as those of other partitions do when there are many."""
     _warm_up()
     with _in_reach() as place, another_user():
-        for number, pattern in enumerate(["topics/t/0/*.log", "topics/t/0/lock", "topics/t/topic.json", "bus.lock"]):
+        for number, pattern in enumerate(["topics/t/0/*.log", "topics/t/0/lock", "topics/t/topic.json"]):
             bus, beside = _open(place / f"{number}"), place / f"beside{number}"
             bus.create_topic("t", segment_bytes=5_000)
             _put(bus, b"a" * 100)
@@ -602,8 +587,8 @@ def test_a_file_that_became_something_else_under_a_bus_is_refused(replace: Calla
                     call()
                 except errors.StorageError:
                     refused += 1
-            # A topic's file is replaced by a rename whatever it is, but for a directory.
-            assert refused or pattern.endswith("topic.json"), pattern
+            # A topic's file is replaced by a rename whatever it is, but for a directory; a FIFO can be locked, too.
+            assert refused or pattern.endswith("topic.json") or (replace is _to_fifo and pattern.endswith("lock"))
             with suppress(errors.StreamliteError):
                 assert _values(bus)[:1] == [b"a" * 100]
             with suppress(errors.StreamliteError):
@@ -636,7 +621,7 @@ pages = int(open("/proc/self/statm").read().split()[0])
 before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + most, before[1]))
 failed = 0
-for number in range(40):
+for number in range(8):
     size = 1000 + number % 8 * (most // 4)
     for step in ("send", "many", "transact", "read", "poll"):
         try:
@@ -656,9 +641,6 @@ for number in range(40):
                 consumer.commit()
         except (MemoryError, errors.StreamliteError) as error:
             failed += 1
-            cause = error
-            while cause is not None and not isinstance(cause, MemoryError):
-                cause = cause.__cause__ or cause.__context__
 resource.setrlimit(resource.RLIMIT_AS, before)
 sent = producer.send("t", b"after").result(10)
 print(sent.offset, 5, failed, flush=True)
