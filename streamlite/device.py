@@ -23,7 +23,7 @@ __all__ = ["sync_below", "sync_files"]
 
 _TRIES: Final = 10
 _NOT_OPENED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR})
-"""What open(2) says and fsync(2) never does: a directory is opened to be synced, and the device was asked for nothing."""
+"""What open(2) says and fsync(2) never does: a directory is opened to be synced, the device asked for nothing."""
 
 
 def sync_below(partition: Partition, end: int) -> None:

@@ -68,13 +68,15 @@ class Meta:
                 self._cursor = Cursor(log, log.start())
             for batch in self._cursor.batches(end):
                 for name, value in zip(batch.keys, batch.values, strict=True):
+                    if name is None:
+                        continue
                     try:
-                        _decode_key(name or b"\x91\x00")
+                        _decode_key(name)
                     except ValueError as error:  # of msgspec, which has seen other bytes than are written here
                         raise self._cursor.damaged(batch, error) from error
-                    if name is not None and value is not None:
+                    if value is not None:
                         self._records[name] = value
-                    elif name is not None:
+                    else:
                         self._records.pop(name, None)
             found = self._records.get(_encode(key))
         try:

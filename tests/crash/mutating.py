@@ -37,7 +37,7 @@ from streamlite.format import (
 )
 from tests.crash.faulty import file_at, walk_files
 
-__all__ = ["NUMBERS", "Batch", "batches", "change_tree", "junk", "mutate", "packed"]
+__all__ = ["CHANGES", "NUMBERS", "Batch", "batches", "blindly", "change_segment", "mutate", "packed"]
 
 NUMBERS: Final = (
     0, 1, 2, 3, 7, 127, 128, 255, 256, 4096, 65_535, 65_536, BATCH_COUNT_MAX, BATCH_COUNT_MAX + 1, (1 << 31) - 1,

@@ -12,29 +12,45 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from typing import Any, Final
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, Final, cast
 from unittest import mock
 
+import pytest
+
 from streamlite import Bus, TopicPartition, errors
+from streamlite.batch import decode
+from streamlite.counters import Counters
 from streamlite.files.memory import MemoryFiles
+from streamlite.format import BadBatch, unpack_entries, unpack_header, verify
+from streamlite.group import _unpacked
+from streamlite.group_state import decode as decode_state
+from streamlite.group_state import encode as encode_state
+from streamlite.marks import Identity, read_clean, read_epoch, read_identity
 from streamlite.repair import repair
 from streamlite.testing.clock import VirtualClock
 from streamlite.verify import verify as verify_bus
-from tests.crash.faulty import FaultyFiles, clone, kill, open_over
-from tests.crash.mutating import mutate
+from tests.crash.faulty import FaultyFiles, clone, kill, open_over, walk_files
+from tests.crash.mutating import CHANGES, blindly, change_segment, mutate
 from tests.crash.watching import Logged, ends_within, watched
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
+CASES: Final = int(os.environ.get("STREAMLITE_FUZZ", "8"))
+CASES_OF_BYTES: Final = int(os.environ.get("STREAMLITE_FUZZ_BYTES", "5"))
 INPUTS: Final = 200
 """Directories that one case changes."""
 BYTES: Final = 4_000
 """Inputs that one case gives to the parsers."""
 HANG_S: Final = 20.0
 """Of one input, which takes hundredths of that."""
-MEMORY_MAX: Final = 200 << 20
+MEMORY_MAX: Final = 64 << 20
 """What reading a directory of some kilobytes may take: a batch of 131,072 messages, decoded, is the most there is."""
 
 
@@ -258,6 +274,98 @@ def look_through(files: MemoryFiles) -> None:
             repair("a directory")
 
 
+# -- the parsers, alone ------------------------------------------------------------------------------------------------
+
+
+def _read_segment(data: bytes) -> None:
+    """As a reader does it: batch after batch, every column and every message."""
+    at = 0
+    while at < len(data):
+        try:
+            header = unpack_header(data, at)
+            batch = decode(header, verify(header, data, at))
+        except BadBatch:
+            return
+        assert len(batch.offsets) == len(batch.timestamps) == len(batch.keys) == len(batch.values) == header.count
+        assert list(batch.offsets) == sorted(set(batch.offsets))
+        assert not header.count or header.base_offset <= batch.offsets[0] <= batch.offsets[-1] < header.next_offset
+        for message in batch.messages("t", 0, 0, 5):
+            _check(message)
+        at += header.total_bytes
+
+
+def _read_index(data: bytes) -> None:
+    entries = unpack_entries(data)
+    assert all(later.follows(earlier) for earlier, later in pairwise(entries))
+
+
+def _read_state(data: bytes) -> None:
+    with suppress(ValueError):
+        state = decode_state(_unpacked(data).state)
+        repr(state)
+        decode_state(encode_state(state))
+
+
+def _as_file(path: str, read: Callable[[MemoryFiles], object]) -> Callable[[bytes], None]:
+    """`read` from a directory in which the bytes are the file at `path`."""
+
+    def reads(data: bytes) -> None:
+        files = MemoryFiles()
+        files.replace_file(path, data, sync=False)
+        with suppress(errors.CorruptionError, errors.FormatError):
+            read(files)
+
+    return reads
+
+
+def _read_clean(files: MemoryFiles) -> None:
+    for slot, state in (read_clean(files, cast("Identity", SimpleNamespace(incarnation=mock.ANY))) or {}).items():
+        assert slot >= 0
+        Counters(MemoryFiles()).slot(slot % 512).store(state)
+
+
+READERS: Final[dict[str, Callable[[bytes], None]]] = {
+    ".log": _read_segment,
+    ".index": _read_index,
+    "state.0": _read_state,
+    "state.1": _read_state,
+    "clean": _as_file("clean", _read_clean),
+    "epoch": _as_file("epoch", read_epoch),
+    "bus.json": _as_file("bus.json", read_identity),
+}
+"""What reads a file whose name ends so."""
+
+
+@cache
+def _parts() -> list[tuple[str, Callable[[random.Random, bytes], bytes], Callable[[bytes], None], bytes]]:
+    """Each kind of file of each directory: its path, what changes it, what reads it, and its bytes."""
+    return [
+        (f"{name}: {path}", change, READERS[end], bytes(file.data))
+        for name, files, _ in images()
+        for path, file in walk_files(files._tree)
+        for end, change in CHANGES
+        if file is not None and file.data and path.endswith(end) and end in READERS
+    ]
+
+
+def case_bytes(seed: int) -> int:
+    """Gives `BYTES` changed files to what reads them; how many there were."""
+    chance = random.Random(f"bytes {seed}")
+    logs = [part for part in _parts() if part[2] is _read_segment]
+    with ends_within(HANG_S):
+        for number in range(BYTES):
+            path, change, read, data = chance.choice(logs if number % 4 else _parts())
+            changed = change(chance, data) if chance.random() < 0.9 else blindly(chance, data)
+            try:
+                read(changed)
+            except BaseException as error:
+                raise AssertionError(f"seed {seed}, input {number} ({path}): {error!r}") from error
+    return BYTES
+
+
+# -- whole directories -------------------------------------------------------------------------------------------------
+
+
 def one_input(seed: int, number: int, logged: Logged) -> None:
     """Change one directory, and do with it what can be done."""
     chance = random.Random(f"fuzz {seed} {number}")
@@ -281,3 +389,89 @@ def case(seed: int) -> int:
         for number in range(INPUTS):
             one_input(seed, number, logged)
     return INPUTS
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + CASES))
+def test_whatever_the_files_say_there_is_an_answer_or_a_declared_error(seed: int) -> None:
+    assert case(seed)
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + CASES_OF_BYTES))
+def test_whatever_bytes_a_parser_is_given_it_says_what_they_are(seed: int) -> None:
+    assert case_bytes(seed)
+
+
+def test_what_is_changed_makes_sense_often_enough() -> None:
+    """Or nothing behind the checks would ever be reached."""
+    chance, whole = random.Random(1), 0
+    for _, image, _ in images() * 5:
+        for path, file in walk_files(image._tree):
+            if file is not None and path.endswith(".log") and file.data:
+                data = change_segment(chance, bytes(file.data))
+                with suppress(BadBatch):
+                    header = unpack_header(data)
+                    decode(header, verify(header, data))
+                    whole += data != file.data
+    assert whole > 30
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_bytes_make_anybody_allocate_beyond_the_limits() -> None:
+    """A sample of the same changed files, each of some kilobytes, with every allocation of Python counted."""
+    chance = random.Random(f"memory {SEED}")
+    with watched():
+        tracemalloc.start()
+        try:
+            for _ in range(60):
+                name, image, boot = chance.choice(images())
+                files = clone(image)
+                said = mutate(chance, files)
+                tracemalloc.reset_peak()
+                before = tracemalloc.get_traced_memory()[0]
+                exercise(files, boot)
+                peak = tracemalloc.get_traced_memory()[1] - before
+                assert peak < MEMORY_MAX, (name, said, peak)
+        finally:
+            tracemalloc.stop()
+
+
+BOMBS: Final = r"""
+import resource, sys
+from streamlite.batch import decode
+from streamlite.format import FLAG_COMPACTED, BadBatch, BatchHeader
+import lz4.frame, msgspec, zstandard
+
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (300 << 20), resource.RLIM_INFINITY))
+zeros = bytes(1 << 20)
+small = zstandard.ZstdCompressor().compress(zeros)
+lying = bytearray(zstandard.ZstdCompressor(write_content_size=True).compress(bytes(300)))
+lying[6:8] = b"\xff\xff"
+bombs = [
+    (2, small), (1, lz4.frame.compress(zeros)), (2, bytes(lying)),
+    (1, lz4.frame.compress(zeros, store_size=False)), (1, lz4.frame.compress(zeros, store_size=True)[:30]),
+    (0, b"\x91\xdd\xff\xff\xff\xff"), (0, b"\x92\xc0\xdd\x7f\xff\xff\xff" + b"\xc0" * 50),
+    (0, b"\x91\xc6\xff\xff\xff\xff"), (0, b"\x93\xc0\xc0\xdf\xff\xff\xff\xff"), (0, b"\x91" * 100_000),
+    (0, b"\x94\xc0\xc0\xc0\x91" + b"\x91" * 100_000), (0, b"\x97" + b"\xc0" * 6 + b"\xdd\xff\xff\xff\xff"),
+]
+refused = 0
+for compression, payload in bombs:
+    for size in (len(payload), 1 << 20, (1 << 31) - 1):
+        for count in (1, 1 << 17):
+            header = BatchHeader(78, compression, 0, len(payload), size, count, count - 1, 0, 0, 0, 0, 0, 0, 0, -1, 0)
+            try:
+                decode(header, payload)
+            except BadBatch:
+                refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS holds on Linux")
+def test_bombs_are_refused_within_a_limit_of_memory() -> None:
+    pytest.importorskip("lz4.frame")
+    done = subprocess.run([sys.executable, "-c", BOMBS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 12 * 3 * 2
