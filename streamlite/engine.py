@@ -162,11 +162,10 @@ class Engine:
         ctx, files = self.ctx, self.ctx.files
         boot = files.boot_id()
         files.make_dir("topics")
-        clean = read_clean(files, self.identity)
-        if clean is None and ctx.counters.usable(boot):
+        clean, epoch = read_clean(files, self.identity), read_epoch(files)
+        if clean is None and ctx.counters.usable(boot) and ctx.epoch == epoch:
             ctx.counters.revise(self.registry.slots_on_disk())
         else:
-            epoch = read_epoch(files)
             if clean is None:
                 on_disk = self.registry.slots_on_disk()
                 clean = {slot: SlotState(incarnation=one, flags=RECOVER) for slot, one in on_disk.items()}
