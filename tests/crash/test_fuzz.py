@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ from streamlite.repair import repair
 from streamlite.testing.clock import VirtualClock
 from streamlite.verify import verify as verify_bus
 from tests.crash.faulty import FaultyFiles, clone, kill, open_over, walk_files
-from tests.crash.mutating import CHANGES, blindly, change_segment, mutate
+from tests.crash.mutating import CHANGES, blindly, change_index, change_segment, mutate
 from tests.crash.watching import Logged, ends_within, watched
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
@@ -127,23 +127,26 @@ CONTENTS: Final = (_plain, _compressed, _compacted, _named, _grouped, _transacte
 @cache
 def images() -> list[tuple[str, MemoryFiles, int]]:
     """Directories as a clean close, a killed process, and a stop of the machine leave them; the boot of who is next."""
-    found = []
-    for content in CONTENTS:
-        for how in ("closed", "killed", "stopped"):
-            files = MemoryFiles()
-            bus = _opened(files)
-            content(bus)
-            if how == "closed":
-                bus.close()
-            else:
-                kill(bus)
-            if how == "stopped":  # once, so that there is an epoch
-                bus = _opened(files, boot=2)
-                for name in bus.topics():
-                    list(bus.topic(name).read())
-                kill(bus)
-            found.append((f"{content.__name__[1:]} {how}", files, 3 if how == "stopped" else 1))
-    return found
+    with ExitStack() as stack:
+        for module in ("partition", "segment", "commit"):  # so that every batch has an entry in an index
+            stack.enter_context(mock.patch(f"streamlite.{module}.INDEX_INTERVAL_BYTES", 1))
+        return [_image(content, how) for content in CONTENTS for how in ("closed", "killed", "stopped")]
+
+
+def _image(content: Callable[[Bus], object], how: str) -> tuple[str, MemoryFiles, int]:
+    files = MemoryFiles()
+    bus = _opened(files)
+    content(bus)
+    if how == "closed":
+        bus.close()
+    else:
+        kill(bus)
+    if how == "stopped":  # once, so that there is an epoch
+        bus = _opened(files, boot=2)
+        for name in bus.topics():
+            list(bus.topic(name).read())
+        kill(bus)
+    return f"{content.__name__[1:]} {how}", files, 3 if how == "stopped" else 1
 
 
 # -- what is done with one ---------------------------------------------------------------------------------------------
@@ -399,6 +402,27 @@ def test_whatever_the_files_say_there_is_an_answer_or_a_declared_error(seed: int
 @pytest.mark.parametrize("seed", range(SEED, SEED + CASES_OF_BYTES))
 def test_whatever_bytes_a_parser_is_given_it_says_what_they_are(seed: int) -> None:
     assert case_bytes(seed)
+
+
+def test_an_index_may_say_anything_and_costs_no_message() -> None:
+    """It is a cache: seeks by offset and by time find what they find without it."""
+    chance = random.Random(f"index {SEED}")
+    for number in range(150):
+        _, image, boot = images()[number % 3]  # of the plain topic
+        files = clone(image)
+        for path, file in walk_files(files._tree):
+            if file is not None and path.endswith(".index") and path.startswith("topics/t/"):
+                file.data[:] = change_index(chance, bytes(file.data))
+        bus = _opened(files, boot)
+        topic = bus.topic("t")
+        found = list(topic.read())
+        assert [(one.offset, one.value) for one in found] == [
+            (at, b"%d" % (at // 5 * 10 + at % 5)) for at in range(3, 30)
+        ]
+        for one in found:
+            assert next(topic.read(partition=0, start=one.offset)) == one, number
+            assert list(topic.read(since_ms=one.timestamp)) == [m for m in found if m.timestamp >= one.timestamp]
+        bus.close()
 
 
 def test_what_is_changed_makes_sense_often_enough() -> None:
