@@ -48,6 +48,8 @@ Headers = Sequence[Header]
 # would be to lose what it says, and msgspec skips nested arrays by recursion.
 _bounded = msgspec.Meta(max_length=BATCH_COUNT_MAX)
 _Difference = Annotated[int, msgspec.Meta(ge=0)]
+_SMALL_BYTES = 4096
+"""Of one message: what is encoded in one go, see `encode_payload`."""
 
 
 class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -75,7 +77,8 @@ class _Skin(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fals
     sequences: Annotated[list[_Difference], _bounded] | None = None
 
 
-_encode = msgspec.msgpack.Encoder().encode
+_encoder = msgspec.msgpack.Encoder()
+_encode = _encoder.encode
 _decode = msgspec.msgpack.Decoder(_Payload).decode
 _peel = msgspec.msgpack.Decoder(_Skin).decode
 _decode_bytes = msgspec.msgpack.Decoder(Annotated[list[bytes | None], _bounded] | None).decode
@@ -95,17 +98,26 @@ def encode_payload(
     sequences: list[int] | None = None,
 ) -> bytes:
     """The payload of these columns; `timestamps`, `offsets` and `sequences` as differences from the header's base."""
+    count = len(values) if values is not None else 0
     headers = _squeeze(headers) if headers and any(headers) else None
     columns: list[Any] = [_squeeze(keys), _squeeze(values), timestamps, headers, offsets, horizon, sequences]
     while columns and columns[-1] is None:
         columns.pop()
-    return _encode(columns)
+    if count == 1 and values is not None and len(values[0] or b"") < _SMALL_BYTES:
+        return _encode(columns)
+    # Where the system has no memory to give, `encode` of msgspec 0.22 ends the process (SIGSEGV), and `encode_into`
+    # raises. What comes of it is only read, and to make bytes of it would be to copy it.
+    payload = bytearray(64)
+    _encoder.encode_into(columns, payload)
+    return payload  # type: ignore[return-value]
 
 
 def encode_single(key: bytes | None, value: bytes | None) -> bytes:
     """As `encode_payload` of one message that has the header's timestamp and no headers."""
     if value is None:
         return _encode(() if key is None else ((key,),))
+    if len(value) >= _SMALL_BYTES:
+        return encode_payload(None if key is None else (key,), (value,))
     return _encode((None if key is None else (key,), (value,)))
 
 

@@ -23,7 +23,7 @@ import xxhash
 from streamlite.batch import Batch, decode, encode_payload, timestamp_steps
 from streamlite.compression import codec
 from streamlite.counters import ACTIVE, CHANGES, START
-from streamlite.errors import CorruptionError
+from streamlite.errors import CorruptionError, StorageError
 from streamlite.files import File, MissingFile
 from streamlite.format import (
     ENCODING_NATIVE,
@@ -31,6 +31,7 @@ from streamlite.format import (
     NO_PRODUCER,
     NO_SEQUENCE,
     NO_TRANSACTION,
+    BadBatch,
     BatchHeader,
     pack_header,
     unpack_header,
@@ -49,6 +50,8 @@ DIRTY_RATIO: Final = 0.5
 """Kafka's min.cleanable.dirty.ratio: a pass in the background waits until this part of the sealed bytes is new."""
 _BATCH_COUNT: Final = 1_000
 _BATCH_BYTES: Final = 1 << 20
+_SPAN_MAX: Final = 1 << 31
+"""Offsets that one batch stands for; its header has 32 bits for them, and of a busy log with few keys few stay."""
 
 
 def compact(partition: Partition, now_ms: int, *, force: bool) -> None:
@@ -94,7 +97,11 @@ def _batches(segment: Segment, until: int) -> Iterator[Batch]:
             break
         data = file.read(found.header.total_bytes, found.position)
         header = unpack_header(data)
-        yield decode(header, verify(header, data))
+        try:
+            batch = decode(header, verify(header, data))
+        except BadBatch:
+            break
+        yield batch
         position, expected = found.position + found.header.total_bytes, header.next_offset
     if position != size or expected != until:
         raise CorruptionError(
@@ -192,6 +199,9 @@ class _Rewrite:
             if not self._keeps(row, batch):
                 self._dropped = True
                 continue
+            if row[0] - self._covered >= _SPAN_MAX:
+                self._flush(file)
+                self._reach(file, row[0])
             self._rows.append(row)
             self._rows_bytes += len(row[2] or b"") + len(row[3] or b"")
             if len(self._rows) >= _BATCH_COUNT or self._rows_bytes >= _BATCH_BYTES:
@@ -221,10 +231,20 @@ class _Rewrite:
         Batches tile the segment: each begins where the one before ended, whatever is missing in between, and the last
         reaches to the segment's end, be it empty. So a file that ends early is noticed.
         """
-        rows = self._rows
-        if not rows and not (last and self._covered < self._target.next):
-            return
-        base, until = self._covered, self._target.next if last else rows[-1][0] + 1
+        rows, end = self._rows, self._target.next
+        if rows:
+            self._write(file, end if last and end - self._covered <= _SPAN_MAX else rows[-1][0] + 1)
+        if last:
+            self._reach(file, end)
+
+    def _reach(self, file: File, offset: int) -> None:
+        """Stand for all offsets below that one, with empty batches."""
+        while self._covered < offset:
+            self._write(file, min(offset, self._covered + _SPAN_MAX))
+
+    def _write(self, file: File, until: int) -> None:
+        """Write the rows as one batch, which stands for the offsets up to `until`."""
+        rows, base = self._rows, self._covered
         payload, content_bytes, codec_id, times = self._payload(rows, base)
         header = BatchHeader(
             ENCODING_NATIVE, codec_id, FLAG_COMPACTED, len(payload), content_bytes, len(rows), until - base - 1,
@@ -248,6 +268,13 @@ class _Rewrite:
         content = encode_payload(keys, values, steps, column, [offset - base for offset in offsets], self._horizon)
         return chosen.compress(content), len(content), chosen.id, (first, greatest)
 
+    def _index(self) -> None:
+        """An index is a cache: where it cannot be written, seeks are slower and nothing is wrong."""
+        try:
+            self._target.replace_index(self._builder.entries)
+        except StorageError as error:
+            logger.warning("no index for %s: %s", self._target.log_path, error)
+
     def _swap(self, scratch: str) -> None:
         """Under the lock: the new segment takes its place, unless retention was quicker."""
         partition = self._partition
@@ -260,7 +287,7 @@ class _Rewrite:
                 self._builder.seal(self._target.next, self._position)
                 partition.ctx.files.rename(scratch, self._target.log_path)
                 partition.ctx.files.sync_dir(partition.directory)
-                self._target.replace_index(self._builder.entries)
+                self._index()
                 partition.replaced(self._group)
             except MissingFile as error:
                 logger.info("compaction of %s gave way to retention: %s", partition.directory, error)

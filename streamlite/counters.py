@@ -17,15 +17,20 @@ Rules:
 from __future__ import annotations
 
 import threading
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
 
 from streamlite.errors import CorruptionError
 from streamlite.files import Files
+from streamlite.format import EPOCH_MAX, OFFSET_MAX
 
 PATH: Final = "counters"
 PAGE: Final = 4096
 SLOTS: Final = 512
 BLOCK_BYTES: Final = 16 * PAGE
+SLOT_MAX: Final = 1 << 24
+"""So many partitions no directory has; a number above it is damage, and no room is made for it."""
 DETAILS: Final = 15
 _USED: Final = 14
 
@@ -57,6 +62,11 @@ def from_word(word: int) -> int:
     return word - _SIGN
 
 
+Counted = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
+"""An offset, a position, a time or a count: a word with more in it is no word that anybody stored."""
+Word = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class SlotState(NamedTuple):
     """All words of a slot at one moment; consistent when read under the partition's lock.
 
@@ -67,21 +77,26 @@ class SlotState(NamedTuple):
     `transaction` the last transaction that is part of the log, `numbered` whether a named producer wrote to it.
     """
 
-    end: int = 0
-    position: int = 0
-    active: int = 0
-    start: int = 0
-    synced: int = 0
-    incarnation: int = 0
-    flags: int = 0
-    failed: int = 0
-    indexed: int = 0
-    max_time: int = 0
-    born: int = 0
-    changes: int = 0
-    named: int = 0
-    transaction: int = 0
-    numbered: int = 0
+    end: Counted = 0
+    position: Counted = 0
+    active: Counted = 0
+    start: Counted = 0
+    synced: Counted = 0
+    incarnation: Word = 0
+    flags: Counted = 0
+    failed: Counted = 0
+    indexed: Counted = 0
+    max_time: Word = 0
+    born: Counted = 0
+    changes: Counted = 0
+    named: Counted = 0
+    transaction: Counted = 0
+    numbered: Counted = 0
+
+    @property
+    def plausible(self) -> bool:
+        """Whether these can be a partition's words."""
+        return max(self._replace(incarnation=0, max_time=0)) <= OFFSET_MAX
 
 
 class Slot:
@@ -208,8 +223,11 @@ class Counters:
         return found
 
     def usable(self, boot: int) -> bool:
-        """Whether the words may be believed: written whole, since the machine was started."""
-        return self.header[READY] == READY_MARK and self.header[BOOT] == boot
+        """Whether the words may be believed: written whole, since the machine was started, and no nonsense."""
+        header = self.header
+        if header[READY] != READY_MARK or header[BOOT] != boot:
+            return False
+        return bool(header[EPOCH] <= EPOCH_MAX and header[TOPICS] <= OFFSET_MAX)
 
     def reset(self, slots: dict[int, SlotState], boot: int, instance: int, epoch: int) -> None:
         """Fill anew, by the only process that has the bus open. Not usable until it is whole."""
@@ -219,7 +237,7 @@ class Counters:
         for number, state in slots.items():
             self.slot(number).store(state)
         header[BOOT], header[INSTANCE], header[EPOCH] = boot, instance, epoch
-        header[TOPICS] = (header[TOPICS] + 2) & ~1  # even: nobody is changing anything
+        header[TOPICS] = (min(header[TOPICS], OFFSET_MAX) + 2) & ~1  # even: nobody is changing anything
         header[READY] = READY_MARK
 
     def revise(self, on_disk: dict[int, int]) -> None:
@@ -234,7 +252,7 @@ class Counters:
                     slot.store(SlotState())
         for number, incarnation in on_disk.items():
             slot = self.slot(number)
-            if slot.get(INCARNATION) == incarnation:
+            if slot.get(INCARNATION) == incarnation and slot.load().plausible:
                 slot.set(FLAGS, RECOVER)
             else:
                 slot.store(SlotState(incarnation=incarnation, flags=RECOVER))

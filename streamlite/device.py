@@ -7,6 +7,7 @@ file that cannot be opened is no failed sync: retention or compaction was quicke
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["sync_below", "sync_files"]
 
 _TRIES: Final = 10
+_NOT_OPENED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR})
+"""What open(2) says and fsync(2) never does: a directory is opened to be synced, the device asked for nothing."""
 
 
 def sync_below(partition: Partition, end: int) -> None:
@@ -70,6 +73,7 @@ def _guarded(partition: Partition, sync: Callable[[], None]) -> None:
         sync()
     except MissingFile:
         raise
-    except StorageError:
-        partition.slot.set(FAILED, 1)
+    except StorageError as error:
+        if error.errno not in _NOT_OPENED:
+            partition.slot.set(FAILED, 1)
         raise

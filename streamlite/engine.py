@@ -162,11 +162,10 @@ class Engine:
         ctx, files = self.ctx, self.ctx.files
         boot = files.boot_id()
         files.make_dir("topics")
-        clean = read_clean(files, self.identity)
-        if clean is None and ctx.counters.usable(boot):
+        clean, epoch = read_clean(files, self.identity), read_epoch(files)
+        if clean is None and ctx.counters.usable(boot) and ctx.epoch == epoch:
             ctx.counters.revise(self.registry.slots_on_disk())
         else:
-            epoch = read_epoch(files)
             if clean is None:
                 on_disk = self.registry.slots_on_disk()
                 clean = {slot: SlotState(incarnation=one, flags=RECOVER) for slot, one in on_disk.items()}
@@ -241,7 +240,7 @@ class Engine:
         """Remove a topic, and what is noted down of named producers that wrote to it."""
         incarnation = self.registry.get(name).incarnation
         self.registry.delete(name)
-        gone = [key for key in self.meta.all_keys() if key[0] == "stored" and key[2] == incarnation]
+        gone = [key for key in self.meta.all_keys() if key[0] == "stored" and incarnation in key[2:3]]
         if gone:
             self.meta.change(lambda log: self.meta.forget(log, gone))
 

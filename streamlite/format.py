@@ -44,6 +44,9 @@ PAYLOAD_BYTES_MAX: Final = (1 << 31) - 1
 BATCH_COUNT_MAX: Final = 1 << 17
 """Messages in a batch: a constant column takes no room on disk, so the count alone must bound what a reader builds."""
 
+EPOCH_MAX: Final = (1 << 32) - 2
+"""Of the bus and of a named producer, that the next one still fits the header's field."""
+
 OFFSET_MAX: Final = 1 << 62
 """No log gets there: an offset or position above it is damage, and would not fit a counter or a call to read a file."""
 

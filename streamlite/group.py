@@ -48,6 +48,7 @@ logger = logging.getLogger("streamlite")
 
 DIRECTORY: Final = "groups"
 _GENERATION: Final = 0
+_GENERATION_MAX: Final = 1 << 62
 _FREED: Final = 1
 _ASKED: Final = 0
 _PATIENCE: Final = 1
@@ -66,7 +67,7 @@ class _Stored(msgspec.Struct, array_like=True):
 
     state: bytes
     incarnations: dict[str, int]
-    number: int
+    number: states.Generation
 
 
 def _packed(stored: _Stored) -> bytes:
@@ -83,7 +84,7 @@ def _unpacked(data: bytes) -> _Stored:
         raise ValueError("its checksum does not hold")
     try:
         return msgspec.msgpack.decode(data[16:end], type=_Stored)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -151,8 +152,10 @@ class GroupFiles:
         """The state, under the lock; from memory while the generation did not move."""
         generation = self.control[_GENERATION]
         if generation != self._loaded:
+            if generation > _GENERATION_MAX:
+                generation = 0  # no word that anybody stored: what is in the files counts
             self._state, self._incarnations, number = self._read(generation)
-            if number > generation:
+            if number > generation or self.control[_GENERATION] > _GENERATION_MAX:
                 # Who wrote it died before he could say so, or the machine stopped: it counts from now on.
                 self.control[_GENERATION] = generation = number
             self._loaded = generation

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from streamlite.assignor import MemberSubscription, assign
-from streamlite.config import PARTITIONS_MAX
+from streamlite.config import PARTITIONS_MAX, check_name
 from streamlite.errors import ConfigError
 from streamlite.message import TopicPartition
 
@@ -106,12 +106,13 @@ class Ownership(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=PARTITIONS_MAX)]  # so that no bytes make anybody build more than that
+Generation = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]  # it rises and is stored in 64 bits
 
 
 class GroupState(msgspec.Struct, frozen=True):
     """A group at one generation. Values never change: `apply` makes a new one, which shares what is the same."""
 
-    generation: Annotated[int, msgspec.Meta(ge=0)] = 0
+    generation: Generation = 0
     assignor: str = "sticky"
     members: dict[str, Member] = {}
     """By member id."""
@@ -238,9 +239,15 @@ def encode(state: GroupState) -> bytes:
 def decode(data: bytes) -> GroupState:
     """The state that `encode` made `data` of; `BadGroupState` for anything else."""
     try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        state = _decoder.decode(data)
+        for member in state.members:
+            check_name(member, "member")  # it becomes a file's
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadGroupState(f"not the state of a group: {error}") from error
+    for one, ownership in state.owned.items():
+        if one.partition < 0 or {ownership.member, ownership.target} - state.members.keys() - {NOBODY, None}:
+            raise BadGroupState(f"not the state of a group: {one} is owned by {ownership}")
+    return state
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

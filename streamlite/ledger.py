@@ -27,7 +27,7 @@ import msgspec
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
-from streamlite.counters import ACTIVE, FLAGS, RECOVER, START, SYNCED, WRITING
+from streamlite.counters import ACTIVE, FLAGS, RECOVER, START, SYNCED, TRANSACTION, WRITING
 from streamlite.errors import OffsetOutOfRangeError
 from streamlite.format import BatchHeader
 from streamlite.partition import Outgoing, Partition
@@ -76,7 +76,12 @@ class Ledger:
 
     def _log(self) -> Partition | None:
         state = self._registry.find(TRANSACTIONS)
-        return None if state is None else state.partitions[0]
+        if state is None:
+            return None
+        log = state.partitions[0]
+        if log.slot.get(TRANSACTION):
+            log.slot.set(TRANSACTION, 0)  # records are of no transaction, or they would wait for themselves
+        return log
 
     def record(self, parts: Iterable[Part]) -> Outgoing:
         """The record of a transaction, to be appended to `log`."""
@@ -89,7 +94,7 @@ class Ledger:
     def committed(self, partition: Partition, header: BatchHeader) -> bool:
         """Whether the transaction of that batch was committed; for who holds the partition's lock, or only reads."""
         log = self._log()
-        if log is None:
+        if log is None or log is partition:  # a record is of no transaction: it would have to be asked for itself
             return False
         self._settle(log)
         offset = header.transaction_id - 1
@@ -132,9 +137,11 @@ class Ledger:
             if batch is None or batch.header.base_offset != offset:
                 return None
             self._cursor.offset = batch.header.next_offset
-            value = batch.values[0]
-            assert value is not None
-            parts = {(one.incarnation, one.partition): (one.base, one.end) for one in _decode(value)}
+            try:
+                named = _decode(batch.values[0] or b"")
+            except ValueError as error:  # of msgspec, which has seen other bytes than `record` made
+                raise self._cursor.damaged(batch, error) from error
+            parts = {(one.incarnation, one.partition): (one.base, one.end) for one in named}
             record = self._known[offset] = _Record(batch.header.epoch, parts)
             while len(self._known) > _KNOWN_MAX:
                 self._known.popitem(last=False)

@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from streamlite.counters import DELETED, SlotState
+from streamlite.counters import DELETED, SLOT_MAX, SlotState
 from streamlite.errors import CorruptionError, FormatError
 from streamlite.files import Files, MissingFile, random_number
-from streamlite.format import FORMAT_VERSION, check_format, checksum
+from streamlite.format import EPOCH_MAX, FORMAT_VERSION, check_format, checksum
 
 __all__ = [
     "BUS_LOCK",
@@ -45,7 +45,7 @@ class Identity(msgspec.Struct, frozen=True):
     """`bus.json`."""
 
     format: int
-    incarnation: int
+    incarnation: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 def read_identity(files: Files) -> Identity | None:
@@ -62,7 +62,7 @@ def read_identity(files: Files) -> Identity | None:
         return None
     try:
         version = msgspec.json.decode(data, type=dict[str, object]).get("format")
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"refusing {files.root}: its {BUS} makes no sense ({error})") from error
     check_format(version)
     try:
@@ -81,7 +81,7 @@ def create_identity(files: Files) -> Identity:
 class _Clean(msgspec.Struct, array_like=True):
     incarnation: int
     boot: int
-    states: dict[int, SlotState]
+    states: dict[Annotated[int, msgspec.Meta(ge=0, le=SLOT_MAX)], SlotState]
 
 
 def write_clean(files: Files, identity: Identity, states: dict[int, SlotState]) -> None:
@@ -98,7 +98,7 @@ def read_clean(files: Files, identity: Identity) -> dict[int, SlotState] | None:
         if checksum(data[8:]) != int.from_bytes(data[:8], "little"):
             return None
         mark = msgspec.msgpack.decode(data[8:], type=_Clean)
-    except (MissingFile, msgspec.DecodeError, ValueError):
+    except (MissingFile, msgspec.DecodeError, ValueError, RecursionError):
         return None
     return mark.states if mark.incarnation == identity.incarnation else None
 
@@ -116,10 +116,17 @@ def read_epoch(files: Files) -> int:
     except MissingFile:
         return 0
     if len(data) != 16 or checksum(data[:8]) != int.from_bytes(data[8:], "little"):
-        raise CorruptionError(
-            f"{EPOCH_FILE} does not hold the bus's epoch: restore it from a copy", file=EPOCH_FILE, position=0
-        )
-    return int.from_bytes(data[:8], "little")
+        raise _no_epoch()
+    epoch = int.from_bytes(data[:8], "little")
+    if epoch > EPOCH_MAX:
+        raise _no_epoch()
+    return epoch
+
+
+def _no_epoch() -> CorruptionError:
+    return CorruptionError(
+        f"{EPOCH_FILE} does not hold the bus's epoch: restore it from a copy", file=EPOCH_FILE, position=0
+    )
 
 
 def write_epoch(files: Files, epoch: int) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
+from streamlite.errors import CorruptionError
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
 from streamlite.registry import META, Registry
@@ -26,7 +27,7 @@ __all__ = ["Meta"]
 SETTINGS: Final = TopicSettings(cleanup="compact", segment_bytes=4 << 20, delete_retention_ms=0)
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
+_decode_key = msgspec.msgpack.Decoder(Annotated[list[str | int], msgspec.Meta(min_length=1)]).decode
 
 
 class Meta:
@@ -55,8 +56,8 @@ class Meta:
         log.locked(partial(call, log))
         log.announce()
 
-    def get(self, *key: str | int) -> Any:
-        """The value of a record, `None` where there is none."""
+    def get(self, *key: str | int, kind: Any = Any) -> Any:
+        """The value of a record, which is of that type, `None` where there is none."""
         log = self.log()
         if log is None:
             return None
@@ -67,18 +68,31 @@ class Meta:
                 self._cursor = Cursor(log, log.start())
             for batch in self._cursor.batches(end):
                 for name, value in zip(batch.keys, batch.values, strict=True):
-                    if name is not None and value is not None:
+                    if name is None:
+                        continue
+                    try:
+                        _decode_key(name)
+                    except ValueError as error:  # of msgspec, which has seen other bytes than are written here
+                        raise self._cursor.damaged(batch, error) from error
+                    if value is not None:
                         self._records[name] = value
-                    elif name is not None:
+                    else:
                         self._records.pop(name, None)
             found = self._records.get(_encode(key))
-        return None if found is None else _decode(found)
+        try:
+            return None if found is None else msgspec.msgpack.decode(found, type=kind)
+        except (ValueError, RecursionError) as error:
+            raise CorruptionError(
+                f"the record {key} in {log.directory} makes no sense ({error}); restore it from a copy",
+                file=log.directory,
+                position=0,
+            ) from error
 
     def all_keys(self) -> list[tuple[Any, ...]]:
         """The keys of all records."""
         self.get("")
         with self._mutex:
-            return [tuple(_decode(name)) for name in self._records]
+            return [tuple(_decode_key(name)) for name in self._records]
 
     def forget(self, log: Partition, keys: Sequence[tuple[Any, ...]]) -> None:
         """Under the log's lock: these records are no more."""

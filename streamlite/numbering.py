@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,17 @@ from streamlite.batch import decode
 from streamlite.counters import CHANGES, FLAGS, NUMBERED
 from streamlite.errors import ConfigError, CorruptionError, FencedError, StreamliteError, UnknownTopicError
 from streamlite.files import Files
-from streamlite.format import FLAG_SEQUENCES, NO_PRODUCER, NO_SEQUENCE, checksum, unpack_header, verify
+from streamlite.format import (
+    EPOCH_MAX,
+    FLAG_SEQUENCES,
+    NO_PRODUCER,
+    NO_SEQUENCE,
+    OFFSET_MAX,
+    BadBatch,
+    checksum,
+    unpack_header,
+    verify,
+)
 from streamlite.meta import Meta
 from streamlite.partition import Appended, Outgoing, Partition
 from streamlite.reader import cap_offset
@@ -55,15 +65,19 @@ def producer_number(name: str) -> int:
     return checksum(name.encode()) or 1
 
 
+_Counted = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
+
+
 class Run(NamedTuple):
     """Messages whose sequences and offsets count up side by side."""
 
-    sequence: int
-    length: int
-    offset: int
+    sequence: _Counted
+    length: _Counted
+    offset: _Counted
 
 
-_Note = tuple[int | None, int, int, list[Run]]
+_Epoch = Annotated[int, msgspec.Meta(ge=0, le=EPOCH_MAX)]
+_Note = tuple[_Counted | None, _Counted, int, list[Run]]
 """The last sequence, the offset up to which the log was taken into account, the bus's epoch, the runs."""
 
 
@@ -114,11 +128,12 @@ class Stored:
         return [self.last, self.upto, epoch, [list(run) for run in self._runs]]
 
     @classmethod
-    def of(cls, note: object, partition: Partition) -> Stored | None:
+    def of(cls, note: _Note | None, partition: Partition) -> Stored | None:
         """What a record says, without what a stop of the machine took back; `None` where all of that is gone."""
         if note is None:
             return None
-        last, upto, epoch, runs = msgspec.convert(note, _Note)
+        last, upto, epoch, found = note
+        runs = [Run(*run) for run in found]
         cap = cap_offset(partition, upto, epoch)
         if cap == upto:
             return cls(upto, last, runs)
@@ -145,7 +160,14 @@ class Name:
 
     def _take(self, log: Partition) -> None:
         """Under the lock of `__meta`: the name is this one's."""
-        known = self._meta.get("producer", self.name) or 0
+        known = self._meta.get("producer", self.name, kind=_Epoch) or 0
+        if self._page[_EPOCH] > EPOCH_MAX:
+            path = f"{DIRECTORY}/{self.name}"
+            raise CorruptionError(
+                f"{path} does not hold the epoch of producer {self.name!r}: close the bus everywhere, and remove it",
+                file=path,
+                position=0,
+            )
         self.epoch = max(known, self._page[_EPOCH]) + 1
         self._is_new = not known
         self._meta.put(log, ("producer", self.name), self.epoch)
@@ -187,7 +209,7 @@ class Name:
 
     def _noted_down(self, partition: Partition) -> Stored | None:
         return Stored.of(
-            self._meta.get("stored", self.number, partition.topic.incarnation, partition.number), partition
+            self._meta.get("stored", self.number, partition.topic.incarnation, partition.number, kind=_Note), partition
         )
 
     def append_locked(self, partition: Partition, batches: Sequence[Outgoing], offsets: list[int]) -> Appended:
@@ -311,11 +333,16 @@ def _read_segment(segment: Segment, wanted: dict[int, Stored], start: int, end: 
         header = found.header
         if header.base_offset >= end:
             break
-        count, position, reached = count + 1, found.position + header.total_bytes, header.next_offset
         stored = wanted.get(header.producer_id) if header.producer_id != NO_PRODUCER else None
         if stored is not None and header.base_offset >= stored.upto:
-            sequences = _sequences(segment, found) if header.flags & FLAG_SEQUENCES else None
+            try:
+                sequences = _sequences(segment, found) if header.flags & FLAG_SEQUENCES else None
+            except BadBatch:
+                break
+            if not 0 <= header.base_sequence <= (sequences[-1] if sequences else header.base_sequence) <= OFFSET_MAX:
+                break
             stored.add_batch(header.base_sequence, header.count, header.base_offset, sequences)
+        count, position, reached = count + 1, found.position + header.total_bytes, header.next_offset
     if reached < end:
         # What a producer stored there is not known, and to go on without would be to store some of it twice.
         raise CorruptionError(
@@ -347,7 +374,7 @@ def preserve(meta: Meta, partition: Partition, upto: int) -> None:
             number = found.header.producer_id
             if number != NO_PRODUCER and found.header.base_offset < upto and number not in wanted:
                 place = (number, partition.topic.incarnation, partition.number)
-                wanted[number] = Stored.of(meta.get("stored", *place), partition) or Stored()
+                wanted[number] = Stored.of(meta.get("stored", *place, kind=_Note), partition) or Stored()
     behind = {number: stored for number, stored in wanted.items() if stored.upto < upto}
     if behind:
         read_on(partition, behind, upto)

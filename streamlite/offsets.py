@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,7 @@ from streamlite.batch import encode_payload
 from streamlite.config import TopicSettings
 from streamlite.context import Context
 from streamlite.counters import FLAGS
+from streamlite.format import EPOCH_MAX, OFFSET_MAX
 from streamlite.message import TopicPartition
 from streamlite.partition import Outgoing, Partition
 from streamlite.reader import Cursor
@@ -43,7 +44,9 @@ Key = tuple[str, str, int, int]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_key = msgspec.msgpack.Decoder(tuple[str, str, int, int]).decode
-_decode_value = msgspec.msgpack.Decoder(tuple[int, int]).decode
+_decode_value = msgspec.msgpack.Decoder(
+    tuple[Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)], Annotated[int, msgspec.Meta(ge=0, le=EPOCH_MAX + 1)]]
+).decode
 
 
 class Offsets:
@@ -75,9 +78,12 @@ class Offsets:
         if surely and partition.slot.get(FLAGS):
             partition.settle_now()
         for batch in self._cursor.batches(partition.settled_end()):
-            for key, value in zip(batch.keys, batch.values, strict=True):
-                if key is not None:
-                    self._apply(_decode_key(key), value)
+            try:
+                for key, value in zip(batch.keys, batch.values, strict=True):
+                    if key is not None:
+                        self._apply(_decode_key(key), value)
+            except ValueError as error:  # of msgspec, which has seen other bytes than `outgoing` made
+                raise self._cursor.damaged(batch, error) from error
 
     def _apply(self, key: Key, value: bytes | None) -> None:
         group, *place = key

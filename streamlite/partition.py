@@ -68,6 +68,7 @@ from streamlite.format import (
     NO_PRODUCER,
     NO_SEQUENCE,
     NO_TRANSACTION,
+    OFFSET_MAX,
     IndexEntry,
     checksum,
     pack_header,
@@ -508,14 +509,15 @@ class Partition:
             data = self.ctx.files.read_file(path)
         except MissingFile:
             return 0
-        if len(data) != 16 or checksum(data[:8]) != int.from_bytes(data[8:], "little"):
+        start = int.from_bytes(data[:8], "little")
+        if len(data) != 16 or checksum(data[:8]) != int.from_bytes(data[8:], "little") or start > OFFSET_MAX:
             raise CorruptionError(
                 f"{path} does not hold the beginning of the log; restore it from a copy, or remove it to get back "
                 "whatever segments are still there",
                 file=path,
                 position=0,
             )
-        return int.from_bytes(data[:8], "little")
+        return start
 
     def drop_before(self, offset: int) -> list[Segment]:
         """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on."""

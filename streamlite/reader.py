@@ -122,6 +122,17 @@ class Cursor:
             position=self._position,
         ) from error
 
+    def damaged(self, batch: Batch, error: Exception | str) -> CorruptionError:
+        """What is to be said of a batch that came from here and whose messages make no sense to who wrote them."""
+        path = self.partition.directory if self._segment is None else self._segment.log_path
+        position = max(0, self._position - batch.header.total_bytes)
+        return CorruptionError(
+            f"{path} is damaged at position {position} (offset {batch.header.base_offset}): {error}; restore it from a "
+            "copy",
+            file=path,
+            position=position,
+        )
+
     def _next_batch(self, end: int) -> Batch | None:
         while True:
             if self._segment is None:

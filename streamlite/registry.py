@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from streamlite.config import INTERNAL_PREFIX, TopicSettings
+from streamlite.config import INTERNAL_PREFIX, TopicSettings, check_settings
 from streamlite.context import Context
-from streamlite.counters import DELETED, FLAGS, INCARNATION, TOPICS, UNNAMED, SlotState
+from streamlite.counters import DELETED, FLAGS, INCARNATION, SLOT_MAX, TOPICS, UNNAMED, SlotState
 from streamlite.errors import CorruptionError, StreamliteError, TopicExistsError, UnknownTopicError
 from streamlite.files import MissingFile, random_number
 from streamlite.format import checksum
@@ -45,10 +45,10 @@ class TopicFile(msgspec.Struct, frozen=True, kw_only=True):
     """`topic.json`. `asked`: the partitions it was created with, `None` where nobody said. `check`: of all the rest."""
 
     format: int = 1
-    incarnation: int
+    incarnation: Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
     asked: int | None
     settings: TopicSettings
-    slots: list[int]
+    slots: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=SLOT_MAX)]], msgspec.Meta(min_length=1)]
     check: str = ""
 
     def encode(self) -> bytes:
@@ -189,14 +189,13 @@ class Registry:
         data = self._ctx.files.read_file(path)
         try:
             file = _decode(data)
-        except (msgspec.DecodeError, ValueError) as error:
+            check_settings(msgspec.structs.asdict(file.settings))
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise CorruptionError(
                 f"{path} makes no sense: {error}; restore it from a copy", file=path, position=0
             ) from error
         if file.check != file.checksum():
             raise CorruptionError(f"{path} is damaged: restore it from a copy", file=path, position=0)
-        if not file.slots or file.incarnation <= 0 or min(file.slots) < 0 or max(file.slots) > 1 << 24:
-            raise CorruptionError(f"{path} has impossible values; restore it from a copy", file=path, position=0)
         return file
 
     def _forget(self, state: TopicState) -> None:
@@ -400,5 +399,12 @@ class Registry:
                 self._ctx.files.remove_tree(f"{DIRECTORY}/{name}")
                 continue
             file = self._parse(name)
+            if not found.keys().isdisjoint(file.slots) or len(set(file.slots)) < len(file.slots):
+                path = f"{DIRECTORY}/{name}/topic.json"
+                raise CorruptionError(
+                    f"{path} names a slot that another partition has, too; restore it from a copy",
+                    file=path,
+                    position=0,
+                )
             found |= dict.fromkeys(file.slots, file.incarnation)
         return found

@@ -52,6 +52,8 @@ __all__ = ["Action", "Repair", "repair"]
 
 QUARANTINE: Final = "quarantine"
 _GAP_MAX: Final = (1 << 32) - 1
+_FAR: Final = 1 << 40
+"""Offsets that are passed over at most, in 256 empty batches: a trillion of lost messages is a number that is wrong."""
 _COPY_BYTES: Final = 1 << 20
 _ROUNDS: Final = 5
 _INTERNAL: Final = {OFFSETS: offsets.SETTINGS, META: meta.SETTINGS, TRANSACTIONS: ledger.SETTINGS}
@@ -254,6 +256,9 @@ class _Plan:
         committed = _counts if remade else partial(partition.ctx.ledger.committed, partition)
         segments = [(one, scan(one.file(), one.base, committed)) for one in partition.log.refreshed(0).values()]
         known = max([self._known_end(partition), *(one.synced for _, found in segments for one in found)])
+        reached = max((_reached(segment, found) for segment, found in segments), default=0)
+        if known - reached > _FAR:
+            known = reached  # of counters that are damaged
         for at, (segment, found) in enumerate(segments):
             if at + 1 < len(segments):
                 until = segments[at + 1][0].base
@@ -264,6 +269,7 @@ class _Plan:
                 yield Action(segment.log_path, what, partial(self._rewrite, partition, segment, found, until))
             elif any(not one.whole for one in found) or _reached(segment, found) < until:
                 lost = until - segment.base - sum(one.end - one.base for one in found if one.whole)
+                _require_near(segment.log_path, until - lost, until)
                 span = f"{segment.base} to {until - 1}"
                 what = f"written anew from its whole batches; {lost:,} of the offsets {span} are lost"
                 yield Action(segment.log_path, what, partial(self._rewrite, partition, segment, found, until))
@@ -272,6 +278,7 @@ class _Plan:
             yield Action(partition.directory, what, self._passing_over(partition, 0, known))
         start = self._known_start(partition)
         if segments and start < segments[0][0].base:
+            _require_near(segments[0][0].log_path, start, segments[0][0].base)
             what = f"offsets {start} to {segments[0][0].base - 1} are lost, and passed over"
             yield Action(partition.directory, what, self._passing_over(partition, start, segments[0][0].base))
 
@@ -349,6 +356,17 @@ def _copied(source: File, part: Stretch, *, plain: bool) -> Iterator[bytes]:
         payload = source.read(header.length, position + HEADER_BYTES)
         flags = header.flags & ~FLAG_TRANSACTION
         yield pack_header(header._replace(flags=flags, transaction_id=NO_TRANSACTION), payload) + payload
+
+
+def _require_near(path: str, base: int, until: int) -> None:
+    """Refuse to pass over more offsets than can have been lost: one of the two is not what was written."""
+    if until - base > _FAR:
+        raise CorruptionError(
+            f"{path}: what comes after offset {base} is said to go on at {until}, which cannot be; look at the names "
+            "of the files beside it and at its start file, remove what is not of this log, and repair again",
+            file=path,
+            position=0,
+        )
 
 
 def _reached(segment: Segment, found: list[Stretch]) -> int:

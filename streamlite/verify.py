@@ -219,7 +219,7 @@ def _whole(file: File, position: int, expected: int, size: int, committed: Commi
             break
         at, expected = found.position + header.total_bytes, header.next_offset
         batches, messages, epoch = batches + 1, messages + header.count, header.epoch
-        synced = max(synced, header.synced_upto)
+        synced = max(synced, min(header.synced_upto, header.next_offset))  # nobody called safe what was to come
     return Stretch(True, position, at, first, expected, batches, messages, synced, epoch, why)
 
 

@@ -91,6 +91,17 @@ def test_a_directory_that_others_can_write_is_refused(root: Path, bits: int, rea
         LocalFiles(str(root), read_only=read_only)
 
 
+def test_a_directory_of_another_user_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalFiles(str(root)).replace_file("a", b"abc", sync=False)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    before = sorted(os.listdir(root))
+    with pytest.raises(FormatError, match=f"it belongs to user {owner}, this process runs as {owner + 1}"):
+        LocalFiles(str(root))
+    assert sorted(os.listdir(root)) == before
+    assert LocalFiles(str(root), read_only=True).read_file("a") == b"abc"
+
+
 @pytest.mark.skipif(not IS_ROOT, reason="only root can give a directory away")
 def test_a_directory_of_somebody_else_is_refused_but_for_reading(root: Path) -> None:
     LocalFiles(str(root)).replace_file("a", b"abc", sync=False)
