@@ -459,15 +459,17 @@ class Partition:
                     f"{self.slot.end}"
                 )
             if offset > self.slot.get(START):
-                data = offset.to_bytes(8, "little")
-                path = f"{self.directory}/{_START_FILE}"
-                self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
-                self.drop_before(offset)
+                self.drop_before(offset, within=True)
 
         self.locked(truncate)
 
+    def _store_start(self, offset: int) -> None:
+        data = offset.to_bytes(8, "little")
+        path = f"{self.directory}/{_START_FILE}"
+        self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
+
     def stored_start(self) -> int:
-        """Where `truncate_before` said the log begins; 0 where it never did."""
+        """Where the log begins, as was noted down before anything of it was removed; 0 where nothing ever was."""
         path = f"{self.directory}/{_START_FILE}"
         try:
             data = self.ctx.files.read_file(path)
@@ -482,13 +484,19 @@ class Partition:
             )
         return int.from_bytes(data[:8], "little")
 
-    def drop_before(self, offset: int) -> list[Segment]:
-        """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on."""
+    def drop_before(self, offset: int, *, within: bool = False) -> list[Segment]:
+        """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on.
+
+        Where it begins is durable first: a stop of the machine may take back some of the removals and not others, and
+        what is left then must not be taken for a log with a hole. `within`: also where no segment goes.
+        """
         slot = self.slot
         segments = list(self.log.segments(slot.get(CHANGES)).values())
         gone = [one for one, following in pairwise(segments) if following.base <= offset]
         if gone:
             self.ctx.preserve(self, segments[len(gone)].base)
+        if (gone or within) and offset > slot.get(START):
+            self._store_start(offset)
         if gone and slot.get(NAMED) != slot.get(CHANGES):
             # What stays must have its name before what goes loses its own: or offsets would begin anew after a stop.
             self.ctx.files.sync_dir(self.directory)

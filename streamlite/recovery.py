@@ -19,6 +19,7 @@ These functions decide; the partition, which holds its lock, cuts and publishes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from streamlite.errors import CorruptionError
@@ -66,19 +67,30 @@ class Tail(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """A log's newest segment and its end, the segments after it that must go, and the synced offset."""
+    """A log's newest segment and its end (`None` for one without segments), and the synced offset.
 
-    active: Segment
-    tail: Tail
-    lost: list[Segment]
-    synced: int
-
-
-def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0) -> Recovered:
-    """What the log of these segments (rising, at least one) holds.
-
-    `synced`: an offset known to be safe from elsewhere. Raises `CorruptionError` where what is not whole was safe.
+    `removed`: segments in front of its beginning, of which only the names came back. `lost`: those behind its end.
+    `first`: where its segments begin.
     """
+
+    active: Segment | None
+    tail: Tail | None
+    removed: Sequence[Segment]
+    lost: Sequence[Segment]
+    synced: int
+    first: int
+
+
+def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0, start: int = 0) -> Recovered:
+    """What the log of these segments (rising) holds.
+
+    `synced`: an offset known to be safe from elsewhere; `start`: where the log was noted down to begin. Raises
+    `CorruptionError` where what is not whole was safe.
+    """
+    front = [one for one, following in pairwise(segments) if following.base <= start]
+    segments = segments[len(front) :]
+    if not segments:
+        return Recovered(None, None, front, [], synced, start)
     tails: dict[int, Tail] = {}
     for at in range(len(segments) - 1, -1, -1):
         tails[at] = tail = _tail(segments[at], committed)
@@ -88,11 +100,19 @@ def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0) 
             synced = max(synced, _recorded(file, tail.position + 1, file.size()))
         if segments[at].base <= synced:
             break
+    if synced <= start < segments[0].base:
+        # What the log began with was never safe, and its name is gone: nothing is left that could come before the rest.
+        return Recovered(None, None, front, segments, synced, start)
     # From here on the chain of segments must hold; what comes after its first gap cannot follow what came before.
-    for at in range(min(tails), len(segments) - 1):
+    last = len(segments) - 1
+    for at in range(min(tails), last):
         if tails[at].cut or segments[at + 1].base != tails[at].next_offset:
-            return _ended(segments[at], tails[at], segments[at + 1 :], synced)
-    return _ended(segments[-1], tails[len(segments) - 1], [], synced)
+            last = at
+            break
+    active, tail = segments[last], tails[last]
+    if synced > tail.next_offset:
+        _refuse(active.file(), tail.position, tail.next_offset, synced)
+    return Recovered(active, tail, front, segments[last + 1 :], synced, segments[0].base)
 
 
 def _tail(segment: Segment, committed: Committed) -> Tail:
@@ -102,12 +122,6 @@ def _tail(segment: Segment, committed: Committed) -> Tail:
         # It was synced before it took its name: what is not whole is no torn tail.
         _refuse(file, tail.position, tail.next_offset, segment.next)
     return tail
-
-
-def _ended(active: Segment, tail: Tail, lost: Sequence[Segment], synced: int) -> Recovered:
-    if synced > tail.next_offset:
-        _refuse(active.file(), tail.position, tail.next_offset, synced)
-    return Recovered(active, tail, list(lost), synced)
 
 
 def _refuse(file: File, position: int, offset: int, synced: int) -> NoReturn:

@@ -204,7 +204,9 @@ def replay(workload: Workload, sync: str, seed: int, scale: Scale = FULL, most: 
         try:
             check_left(story, left, sync)
         except BaseException:
-            print(f"seed {seed}, {workload.__name__}, {sync}, after event {left.at} {recording.events[left.at][0]!r:.200}")
+            print(
+                f"seed {seed}, {workload.__name__}, {sync}, after event {left.at} {recording.events[left.at][0]!r:.200}"
+            )
             print(f"{left.note}, steps {story.steps}\n{left.chosen}")
             raise
         count += 1
