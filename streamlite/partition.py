@@ -164,7 +164,7 @@ class Partition:
             return lock
         except MissingFile:
             if self.slot.get(FLAGS) & DELETED:
-                self._refuse_deleted()
+                raise self.deleted() from None
             raise
 
     def __repr__(self) -> str:
@@ -201,7 +201,7 @@ class Partition:
         """Do what the flags ask of a reader: recover after a stop, finish for a dead writer, wait for no live one."""
         flags = self.slot.get(FLAGS)
         if flags & DELETED:
-            self._refuse_deleted()
+            raise self.deleted()
         if self.ctx.read_only:
             self.ctx.follow(self)
             return
@@ -428,7 +428,7 @@ class Partition:
         """Under the lock: make the words true, or refuse. Does nothing when there is nothing to do."""
         flags = self.slot.get(FLAGS)
         if flags & DELETED:
-            self._refuse_deleted()
+            raise self.deleted()
         if flags & RECOVER:
             recover_log(self)
         elif self.slot.get(FAILED):
@@ -436,8 +436,9 @@ class Partition:
         elif flags & WRITING:
             resolve_tail(self)
 
-    def _refuse_deleted(self) -> None:
-        raise UnknownTopicError(
+    def deleted(self) -> UnknownTopicError:
+        """What is said of one whose topic is gone."""
+        return UnknownTopicError(
             f"topic {self.topic.name!r} was deleted (it may have been created anew): ask the bus for it again"
         )
 

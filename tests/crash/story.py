@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from streamlite import Bus, TopicPartition, errors
+from streamlite import Bus, Consumer, TopicPartition, errors
 
 PATIENCE = 20.0
 
@@ -73,6 +73,7 @@ class Story:
         self.transactions: dict[int, Transacted] = {}
         """By the number of the world they make."""
         self.after_step: Callable[[], object] = lambda: None
+        self.opener: Callable[[], Bus] = lambda: self.bus  # type: ignore[assignment,return-value]
 
     def moment(self) -> Moment:
         return Moment(self.done, len(self.worlds) - 1)
@@ -158,6 +159,25 @@ class Story:
                 consumer.commit(places)
 
         self.step(f"commit {offsets} of {topic} for {group}", does, do)
+
+    def commit_by(self, consumer: Consumer, topic: str, group: str, offsets: dict[int, int]) -> None:
+        """By a member that is there."""
+        places = {TopicPartition(topic, partition): offset for partition, offset in offsets.items()}
+
+        def does(world: World) -> None:
+            world.commits[group] = world.commits.get(group, {}) | places
+
+        self.step(f"commit {offsets} of {topic} by a member of {group}", does, lambda bus: consumer.commit(places))
+
+    def reset(self, group: str, topic: str, partition: int, offset: int) -> None:
+        def does(world: World) -> None:
+            world.commits[group] = world.commits[group] | {TopicPartition(topic, partition): offset}
+
+        self.step(
+            f"reset {group} to {offset} of {topic}/{partition}",
+            does,
+            lambda bus: bus.reset_offsets(group, topic, partition=partition, offset=offset),
+        )
 
     def transact(
         self,
@@ -266,6 +286,11 @@ class Story:
     def close(self) -> None:
         self.step("close", lambda world: None, lambda bus: bus.close())
 
+    def close_and_open(self) -> None:
+        """As another process would."""
+        self.close()
+        self.bus = self.opener()
+
     # -- what may be there --------------------------------------------------------------------------------------------
 
     def check(self, bus: Bus, moment: Moment, *, kept: int | None = None, groups: bool = True) -> None:
@@ -372,10 +397,19 @@ class Story:
                 if not there[topic, partition]:
                     before = self.worlds[number - 1].topics[topic][partition].sent
                     assert end <= len(before), (number, topic, partition, end, len(before))
-        if group is not None and groups:
+        if group is not None and groups and self._tells(number, group, offsets):
             found = self.raw_commits(bus, group)
             there[group] = all(found.get(tp, -1) >= offset for tp, offset in offsets.items())
         assert len(set(there.values())) <= 1, (number, self.steps[number - 1], there)
+
+    def _tells(self, number: int, group: str, offsets: dict[TopicPartition, int]) -> bool:
+        """Whether the group's offsets say if that step was done: they were lower before, and never again after."""
+        commits = [world.commits.get(group, {}) for world in self.worlds]
+        return all(
+            all(found.get(tp, -1) < offset for found in commits[:number])
+            and all(found.get(tp, -1) >= offset for found in commits[number:])
+            for tp, offset in offsets.items()
+        )
 
     def _check_topic(self, bus: Bus, name: str, least: World, most: World, possible: list[World]) -> None:
         lives = [world for world in possible if name in world.topics]

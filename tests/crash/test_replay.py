@@ -1,9 +1,10 @@
 """Fault 3 of the promises: the machine stops, and what it may leave by the fault model (`recording`) is opened again.
 
-Each workload runs once over a directory that records what is done to it. Every state that a stop at any point may leave
-is opened by a bus of another boot, compared with the story (`Story.check_machine`), written to, closed and opened once
-more. With `always` everything that was acknowledged must be there; with `interval` everything that a pass of syncing or
-a `sync` had finished with, and of what came later a suffix of each partition may be gone. No state may be called damaged.
+Each workload runs once over a directory that records what is done to it. The states that a stop at any point may leave
+are opened by a bus of another boot and compared with the story (`Story.check_machine`); then they are written to,
+closed, and opened once more. With `always` everything that was acknowledged must be there; with `interval` everything
+that a pass of syncing had finished with, and of what came later a suffix of each partition may be gone. No state may be
+called damaged, and what is cut off is logged with its size.
 """
 
 from __future__ import annotations
@@ -14,25 +15,146 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from streamlite import Bus, TopicPartition, errors
+from streamlite import Bus, TopicPartition
+from streamlite.clock import as_clock
+from streamlite.engine import Engine
 from streamlite.files.memory import MemoryFiles
 from streamlite.testing.clock import VirtualClock
-from tests.crash.faulty import bury, fingerprint, open_over, walk_files
-from tests.crash.recording import FULL, Left, RecordedCalls, RecordedFiles, Recording, Scale
+from tests.crash.faulty import bury, clone, open_over, walk_files
+from tests.crash.recording import FULL, Left, RecordedCalls, RecordedFiles, Recording, Scale, Stored
 from tests.crash.story import PATIENCE, Moment, Story
-from tests.crash.test_stop_at_every_call import WORKLOADS
+from tests.crash.test_stop_at_every_call import SMALL, WORKLOADS, numbers
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
 STATES = int(os.environ.get("STREAMLITE_STATES", "150"))
-"""Of each workload at each level; a large number for all of them."""
+"""Of each workload at each level, about; a large number for all of them."""
+LEVELS = ("interval", "always")
+SYNCS = ("sync", "interval sync", "close")
+READ_ONLY = 8
+"""Each so-manieth state is also read by who may not change it."""
 
 Workload = Callable[[Story], None]
+
+
+# -- more workloads ----------------------------------------------------------------------------------------------------
+
+
+def rebalance(story: Story) -> None:
+    """Members come, commit what they own, and go; then the offsets are set anew."""
+    story.create("t", partitions=2)
+    for partition in range(2):
+        story.send("t", *numbers(4), partition=partition)
+    bus = story.bus
+    assert bus is not None
+    with bus.consumer("t", group="g", auto_commit=False) as first:
+        story.commit_by(first, "t", "g", {0: 1, 1: 1})
+        with bus.consumer("t", group="g", auto_commit=False) as second:
+            for _ in range(2):
+                first.poll(timeout=0.2)
+                second.poll(timeout=0.2)
+            assert {*first.assignment(), *second.assignment()} == {TopicPartition("t", 0), TopicPartition("t", 1)}
+            for consumer, offset in ((first, 2), (second, 3), (first, 3)):
+                story.commit_by(consumer, "t", "g", {tp.partition: offset for tp in consumer.assignment()})
+    story.reset("g", "t", 0, 1)
+    story.send("t", b"after")
+
+
+def commit_and_lose(story: Story) -> None:
+    """Commits of offsets whose messages are not synced yet."""
+    story.create("t", partitions=2)
+    for at in range(3):
+        story.send("t", *numbers(2, 2 * at))
+        story.send("t", *numbers(1, at), partition=1)
+        story.commit("t", "g", {0: 2 * at + 2, 1: at + 1})
+
+
+def create_many(story: Story) -> None:
+    """Topics that come and go under the same name, and others."""
+    for at in range(3):
+        story.create("t", partitions=1 + at % 2)
+        story.send("t", *numbers(2, at))
+        story.create(f"u{at}")
+        story.send(f"u{at}", b"one")
+        story.delete("t")
+
+
+def close_and_open(story: Story) -> None:
+    """Several times; the second but last time nothing is written."""
+    story.create("t", **SMALL)
+    for at in range(4):
+        if at != 2:
+            story.send("t", *numbers(3, 3 * at))
+        story.close_and_open()
+
+
+def transact_and_truncate(story: Story) -> None:
+    story.create("t", **SMALL)
+    story.create("u")
+    for at in range(4):
+        story.transact({("t", 0): numbers(3, 3 * at), ("u", 0): numbers(1, at)})
+    story.truncate("t", 0, 7)
+    story.transact({("t", 0): numbers(2, 12), ("u", 0): numbers(1, 4)})
+
+
+def any_steps(draw: random.Random) -> Workload:
+    """Steps as drawn."""
+
+    def workload(story: Story) -> None:
+        story.create("t", partitions=2, **SMALL)
+        story.create("u")
+        story.create("c", cleanup="compact", **SMALL)
+        for number in range(draw.randrange(4, 10)):
+            _any_step(story, draw, number)
+
+    workload.__name__ = "any_steps"
+    return workload
+
+
+def _any_step(story: Story, draw: random.Random, number: int) -> None:
+    world = story.worlds[-1]
+    topic = draw.choice(sorted(set(world.topics) - {"c"}))
+    partition = draw.randrange(len(world.topics[topic]))
+    size = len(world.topics[topic][partition].sent)
+    what = draw.randrange(13)
+    if what < 4:
+        story.send(topic, *numbers(draw.randrange(1, 6), 10 * number), partition=partition)
+    elif what == 4:
+        story.send_keyed(topic, [(b"k%d" % at, b"%d" % at * draw.randrange(1, 200)) for at in range(6)])
+    elif what < 7:
+        places = {(topic, partition): numbers(draw.randrange(1, 4), number), ("c", 0): [b"%d" % number]}
+        if what == 5:
+            story.transact(places)
+        else:
+            story.transact(places, topic, "g", {partition: draw.randrange(size + 1)})
+    elif what == 7:
+        story.commit(topic, draw.choice("gh"), {partition: draw.randrange(size + 1)})
+    elif what == 8:
+        for at in range(draw.randrange(1, 5)):
+            story.send("c", b"%d" % number * 20, key=b"k%d" % at)
+        story.compact("c")
+    elif what == 9:
+        offset = draw.randrange(size + 1)
+        if offset > world.topics[topic][partition].start_min:
+            story.truncate(topic, partition, offset)
+    elif what == 10:
+        story.grow(topic, len(world.topics[topic]) + 1)
+    elif what == 11:
+        story.close_and_open()
+    elif len(world.topics) > 2:
+        story.delete(topic)
+        story.create("t" if topic == "u" else "u", **SMALL) if len(story.worlds[-1].topics) < 2 else None
+    else:
+        story.alter(topic, segment_bytes=draw.choice((200, 400, 4000)))
+
+
+MORE: list[Workload] = [rebalance, commit_and_lose, create_many, close_and_open, transact_and_truncate]
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
@@ -71,9 +193,6 @@ class SyncedStory(Story):
         return max((at for at, what in enumerate(self.steps[:done], 1) if what in SYNCS), default=0)
 
 
-SYNCS = ("sync", "interval sync", "close")
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """The numbers that are drawn from the operating system are the same for the same seed."""
@@ -97,14 +216,12 @@ def record(workload: Workload, sync: str, seed: int) -> tuple[SyncedStory, Recor
     files.told = story.moment
     story.after_step = files.say
     calls = RecordedCalls(files)
+    story.opener = partial(open_recorded, calls, sync)
     with seeded(seed):
-        for last in (False, True):
-            story.bus = open_recorded(calls, sync)
-            if last:
-                story.send(sorted(story.worlds[-1].topics)[0], b"after it was closed", key=b"k")
-            else:
-                workload(story)
-                story.close()
+        story.bus = open_recorded(calls, sync)
+        workload(story)
+        story.close_and_open()
+        story.send(sorted(story.worlds[-1].topics)[0], b"after it was closed", key=b"k")
         calls.stop()
         bury(story.bus)
     return story, files.recording
@@ -113,39 +230,77 @@ def record(workload: Workload, sync: str, seed: int) -> tuple[SyncedStory, Recor
 # -- the checks --------------------------------------------------------------------------------------------------------
 
 
-class Lines(logging.Handler):
-    """What was logged."""
+Lines = list[str]
 
+
+class _Handler(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.lines: list[str] = []
+        self.lines: Lines = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
 
 
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[Lines]:
-    handler = Lines()
-    logger = logging.getLogger("streamlite")
+@contextmanager
+def logged() -> Iterator[Lines]:
+    """What streamlite logs, and nothing of it anywhere else: it is thousands of lines."""
+    handler, logger = _Handler(), logging.getLogger("streamlite")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
-    logger.propagate = propagate
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
-def reopen(files: MemoryFiles, boot: int, sync: str = "never") -> Bus:
-    return open_over(Rebooted(files, boot), sync=sync, clock=VirtualClock())
+def reopen(files: MemoryFiles, boot: int, *, read_only: bool = False) -> Bus:
+    """By a process after the machine was started again; at the level at which no thread syncs."""
+    engine = Engine.open(
+        Rebooted(files, boot), sync="never", sync_interval_s=1, read_only=read_only, lock_timeout=30,
+        clock=as_clock(VirtualClock()),
+    )  # fmt: skip
+    engine.maintenance._begun = True
+    return Bus(engine)
 
 
-def check_left(story: SyncedStory, left: Left, sync: str) -> None:
+def check_left(story: SyncedStory, left: Left, sync: str, lines: Lines) -> None:
     """All that is promised of one state."""
     moment: Moment = left.note
-    kept = story.safe(moment.done, sync)
+    logs = _sizes(left.files)
+    follower = None
+    if left.at % READ_ONLY == 0 and "bus.json" in left.files.list(""):
+        follower = _seen(reopen(clone(left.files), 2, read_only=True))
+    lines.clear()
     bus = reopen(left.files, 2)
-    story.check_machine(bus, moment, kept)
+    story.check_machine(bus, moment, story.safe(moment.done, sync))
+    if follower is not None:
+        assert follower == _seen(bus)
+    _check_lines(lines, logs, _sizes(left.files))
     _check_going_on(bus, left.files, story)
+
+
+def _sizes(files: MemoryFiles) -> dict[str, int]:
+    found = ((path, file) for path, file in walk_files(files._tree) if path.endswith(".log") and file is not None)
+    return {path: file.size() for path, file in found if not path.startswith("topics/__new")}
+
+
+def _seen(bus: Bus) -> object:
+    return {name: list(bus.topic(name).read()) for name in bus.topics()}
+
+
+def _check_lines(lines: Lines, before: dict[str, int], after: dict[str, int]) -> None:
+    """Every byte that was taken away from a log is in a line, and every line is true."""
+    cut = {}
+    for line in lines:
+        found = re.match(r"cut (\d+) bytes at position (\d+) of (\S+), left by a stop that was not clean$", line)
+        if found:
+            cut[found[3]] = int(found[1]), int(found[2])
+    removed = {path for path in before if f"removed {path}, which follows a gap left by a stop of the machine" in lines}
+    shorter = {path: (size - after[path], after[path]) for path, size in before.items() if after.get(path, size) < size}
+    assert cut == shorter, (cut, shorter)
+    assert not removed & set(after)
 
 
 def _check_going_on(bus: Bus, files: MemoryFiles, story: Story) -> None:
@@ -196,20 +351,37 @@ def _content(
     }
 
 
-def replay(workload: Workload, sync: str, seed: int, scale: Scale = FULL, most: int = 1 << 60) -> int:
+def replay(workload: Workload, sync: str, seed: int, scale: Scale = FULL) -> int:
     """Check the states of a workload; how many there were."""
     story, recording = record(workload, sync, seed)
     count = 0
-    for left in recording.states(seed, scale):
-        try:
-            check_left(story, left, sync)
-        except BaseException:
-            print(
-                f"seed {seed}, {workload.__name__}, {sync}, after event {left.at} {recording.events[left.at][0]!r:.200}"
-            )
-            print(f"{left.note}, steps {story.steps}\n{left.chosen}")
-            raise
-        count += 1
-        if count >= most:
-            break
+    with logged() as lines:
+        for left in recording.states(seed, scale):
+            try:
+                check_left(story, left, sync, lines)
+            except BaseException:
+                print(f"seed {seed}, {workload.__name__}, {sync}, after event {left.at}:")
+                print(f"{recording.events[left.at][0]!r:.200}")
+                print(f"{left.note}, steps {story.steps}\n{left.chosen}")
+                raise
+            count += 1
     return count
+
+
+def quick(recording: Recording, states: int) -> Scale:
+    """So that there are about so many, spread over the whole run."""
+    points = sum(not isinstance(event, Stored) for event, _ in recording.events)
+    return Scale(all=1, samples=max(1, states // (2 * points)), tears=1, every=max(1, 2 * points // states))
+
+
+def case(seed: int) -> int:
+    """One run of one workload, drawn or given, at one level, with every state; how many there were."""
+    draw = random.Random(seed)
+    workloads = [*WORKLOADS, *MORE, *[any_steps(draw)] * len(WORKLOADS)]
+    return replay(workloads[seed % len(workloads)], LEVELS[seed // len(workloads) % 2], seed)
+
+
+@pytest.mark.parametrize("sync", LEVELS)
+@pytest.mark.parametrize("workload", [*WORKLOADS, *MORE], ids=lambda workload: workload.__name__)
+def test_a_machine_that_stops_loses_what_it_may_lose(workload: Workload, sync: str) -> None:
+    assert replay(workload, sync, SEED, quick(record(workload, sync, SEED)[1], STATES)) > 20
