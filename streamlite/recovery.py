@@ -13,6 +13,9 @@ looked at: whole batches were written completely and count as sent; the rest is 
 A batch of a transaction counts only if that was committed. Who knows is asked (`Committed`): the first batch of one
 that was not ends the log, and what stands behind it goes with it.
 
+Epochs rise with offsets. What a recovery cut off or removed may be there again after another stop of the machine, right
+behind what was written since: it is known by its epoch, which is lower, and ends the log.
+
 These functions decide; the partition, which holds its lock, cuts and publishes.
 """
 
@@ -51,7 +54,7 @@ class Tail(NamedTuple):
 
     `next_offset` and `position` of the end, how many bytes beyond it are to be cut, the greatest synced offset that any
     batch recorded, the greatest timestamp, the time of the first batch, the last transaction, whether a named producer
-    wrote any of it, and the index of what was walked.
+    wrote any of it, the index of what was walked, and the epochs of the first and the last batch (`None` of none).
     """
 
     next_offset: int
@@ -64,6 +67,7 @@ class Tail(NamedTuple):
     numbered: bool
     indexed: int
     entries: list[IndexEntry]
+    epochs: tuple[int, int] | None
 
 
 class Recovered(NamedTuple):
@@ -104,9 +108,12 @@ def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0, 
         # What the log began with was never safe, and its name is gone: nothing is left that could come before the rest.
         return Recovered(None, None, front, segments, synced, start)
     # From here on the chain of segments must hold; what comes after its first gap cannot follow what came before.
-    last = len(segments) - 1
+    last, epoch = len(segments) - 1, 0
     for at in range(min(tails), last):
-        if tails[at].cut or segments[at + 1].base != tails[at].next_offset:
+        epochs = tails[at].epochs, tails[at + 1].epochs
+        epoch = epochs[0][1] if epochs[0] else epoch
+        follows = segments[at + 1].base == tails[at].next_offset and (epochs[1] is None or epochs[1][0] >= epoch)
+        if tails[at].cut or not follows:
             last = at
             break
     active, tail = segments[last], tails[last]
@@ -153,9 +160,10 @@ def resolve(segment: Segment, end: int, committed: Committed) -> Tail:
 
 def _walk(file: File, next_offset: int, position: int, size: int, builder: IndexBuilder, committed: Committed) -> Tail:
     synced, first, transaction, numbered = 0, NEVER_MS, NO_TRANSACTION, False
+    epochs: tuple[int, int] | None = None
     for found in walk_verified(file, position, size):
         header = found.header
-        if header.base_offset != next_offset:
+        if header.base_offset != next_offset or (epochs is not None and header.epoch < epochs[1]):
             break
         if header.flags & FLAG_TRANSACTION:
             if not committed(header):
@@ -167,8 +175,10 @@ def _walk(file: File, next_offset: int, position: int, size: int, builder: Index
         synced = max(synced, header.synced_upto)
         first = header.base_timestamp if first == NEVER_MS else first
         numbered = numbered or header.producer_id != NO_PRODUCER
-    cut, times = size - position, (builder.max_timestamp, first)
-    return Tail(next_offset, position, cut, synced, *times, transaction, numbered, builder.indexed, builder.entries)
+        epochs = (header.epoch if epochs is None else epochs[0]), header.epoch
+    index = builder.indexed, builder.entries
+    times = builder.max_timestamp, first
+    return Tail(next_offset, position, size - position, synced, *times, transaction, numbered, *index, epochs)
 
 
 def _recorded(file: File, position: int, size: int) -> int:
