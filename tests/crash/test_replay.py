@@ -27,10 +27,11 @@ from streamlite.clock import as_clock
 from streamlite.engine import Engine
 from streamlite.files.memory import MemoryFiles
 from streamlite.testing.clock import VirtualClock
-from tests.crash.faulty import bury, clone, open_over, walk_files
+from tests.crash import test_named
+from tests.crash.faulty import FaultyFiles, bury, clone, file_at, kill, logs_of, open_over, walk_files
 from tests.crash.recording import FULL, Left, RecordedCalls, RecordedFiles, Recording, Scale, Stored
 from tests.crash.story import PATIENCE, Moment, Story
-from tests.crash.test_stop_at_every_call import SMALL, WORKLOADS, numbers
+from tests.crash.test_stop_at_every_call import SMALL, WORKLOADS, append, numbers
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
 STATES = int(os.environ.get("STREAMLITE_STATES", "150"))
@@ -201,7 +202,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def open_recorded(files: RecordedCalls, sync: str) -> Bus:
+def open_recorded(files: FaultyFiles, sync: str) -> Bus:
     """Nothing is synced by itself."""
     bus = open_over(files, sync=sync, sync_interval_ms=100_000, clock=VirtualClock())
     assert bus._engine.syncer is not None
@@ -385,3 +386,103 @@ def case(seed: int) -> int:
 @pytest.mark.parametrize("workload", [*WORKLOADS, *MORE], ids=lambda workload: workload.__name__)
 def test_a_machine_that_stops_loses_what_it_may_lose(workload: Workload, sync: str) -> None:
     assert replay(workload, sync, SEED, quick(record(workload, sync, SEED)[1], STATES)) > 20
+
+
+# -- producers with a name ---------------------------------------------------------------------------------------------
+
+
+class SyncedIngest(test_named.Ingest):
+    """Says up to where everything is on the device, which passes of syncing that are drawn bring further."""
+
+    def __init__(self, bus: Bus, draw: random.Random, sync: str, say: Callable[[], object], *, given: bool) -> None:
+        super().__init__(bus, given=given)
+        self.safe = list(self.acked)
+        self._draw = draw
+        self._sync = sync
+        self._say = say
+
+    def _acknowledged(self) -> None:
+        super()._acknowledged()
+        if self._sync == "interval" and self._draw.random() < 0.3:
+            assert self.bus._engine.syncer is not None
+            self.bus._engine.syncer.sync_dirty()
+            self.safe = list(self.acked)
+        elif self._sync == "always":
+            self.safe = list(self.acked)
+        self._say()
+
+
+def replay_named(workload: test_named.Workload, sync: str, seed: int, states: int) -> int:
+    """Check the states of a named producer's workload: whoever has the name next stores each sequence once."""
+    draw = random.Random(seed)
+    files = RecordedFiles()
+    files.told = lambda: (-1,) * test_named.PARTITIONS
+    calls = RecordedCalls(files)
+    with seeded(seed):
+        bus = open_recorded(calls, sync)
+        ingest = SyncedIngest(bus, draw, sync, files.say, given=draw.random() < 0.7)
+        files.told = lambda: tuple(ingest.safe)
+        workload(ingest)
+        calls.stop()
+        bury(bus)
+    upto = [number + test_named.AFTER for number in ingest.next]
+    shrinks = workload in test_named.SHRINKING
+    count = 0
+    with logged():
+        for left in files.recording.states(seed, quick(files.recording, states) if states else FULL):
+            ways = test_named.WAYS[1 + draw.randrange(2)] if ingest.given else test_named.WAYS[0]
+            acked = left.note
+            try:
+                for _ in range(2):
+                    with reopen(left.files, 2) as bus:
+                        test_named.have_topic(bus, workload)
+                        test_named.go_on(bus, ways, upto, acked)
+                        test_named.check(bus, upto, shrinks=shrinks)
+                    acked = tuple(number - 1 for number in upto)
+            except BaseException:
+                print(f"seed {seed}, {workload.__name__}, {sync}, {ways}, after event {left.at}:")
+                print(f"{files.recording.events[left.at][0]!r:.200}\n{left.note}, {left.chosen}")
+                raise
+            count += 1
+    return count
+
+
+def named_case(seed: int) -> int:
+    """One workload of a named producer at one level, with every state; how many there were."""
+    workloads = test_named.WORKLOADS
+    return replay_named(workloads[seed % len(workloads)], LEVELS[seed // len(workloads) % 2], seed, 0)
+
+
+@pytest.mark.parametrize("sync", LEVELS)
+@pytest.mark.parametrize("workload", test_named.WORKLOADS, ids=lambda workload: workload.__name__)
+def test_a_machine_that_stops_has_no_sequence_stored_twice(workload: test_named.Workload, sync: str) -> None:
+    assert replay_named(workload, sync, SEED, STATES) > 20
+
+
+# -- the line in the log -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boot", [1, 2])
+def test_a_torn_tail_is_cut_once_and_logged_with_its_byte_count(boot: int) -> None:
+    inner = MemoryFiles()
+    bus = open_recorded(FaultyFiles(inner), "never")
+    story = Story(bus)
+    append(story)
+    kill(bus)
+    file = file_at(inner, logs_of(inner)[-1])
+    size = file.size() if boot == 2 else file.size() // 8 * 7
+    file.truncate(size)  # in the middle of a batch, or what an append behind it left
+    file.write([b"torn" * 10], size)
+    with logged() as lines, reopen(inner, boot) as bus:
+        kept = [message.value for message in bus.topic("t").read()]
+    [line] = lines
+    cut = re.fullmatch(r"cut (\d+) bytes at position (\d+) of (\S+), left by a stop that was not clean", line)
+    assert cut is not None
+    assert cut[3] == file.path
+    assert int(cut[1]) == size + 40 - int(cut[2])
+    assert file.size() == int(cut[2])
+    assert kept == numbers(12)[: len(kept)]
+    assert len(kept) == (12 if boot == 2 else 9)
+    with logged() as lines, reopen(inner, boot) as bus:
+        assert [message.value for message in bus.topic("t").read()] == kept
+    assert lines == []
