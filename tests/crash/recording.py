@@ -265,7 +265,7 @@ class RecordedCalls(FaultyFiles):
             try:
                 return super().run(call, do, half)
             finally:
-                if call.name == "sync" and len(self.hits) > failed:
+                if call.name == "sync" and len(self.hits) > failed and not self.dead:
                     self.inner.unsafe(call.path)
 
     def scratch(self) -> File:

@@ -29,7 +29,7 @@ from tests.crash.faulty import Call, clone
 from tests.crash.scheduler import Choose, Run, ScheduledFifo, ScheduledFiles, Scheduler
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "0"))
-SCHEDULES = int(os.environ.get("STREAMLITE_HISTORIES", "40"))
+SCHEDULES = int(os.environ.get("STREAMLITE_HISTORIES", "200"))
 """Of each history."""
 PREEMPTIONS = 3
 LOOKS = ("load", "read", "size", "list", "read_file")

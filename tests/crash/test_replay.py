@@ -106,7 +106,19 @@ def transact_and_truncate(story: Story) -> None:
     story.transact({("t", 0): numbers(2, 12), ("u", 0): numbers(1, 4)})
 
 
-def any_steps(draw: random.Random) -> Workload:
+def compact_and_transact(story: Story) -> None:
+    """Compaction seals the segment, all of which is safe, and the next one's first batches are a transaction's."""
+    story.create("t", **SMALL, cleanup="compact")
+    story.create("u")
+    for at in range(3):
+        story.send("t", b"%d" % at * 20, key=b"k")
+        story.compact("t")
+        story.transact({("t", 0): [b"%d" % at], ("u", 0): [b"%d" % at]})
+        story.compact("t")
+        story.send("t", b"more %d" % at, key=b"l")
+
+
+def any_steps(draw: random.Random, *, deletes: bool = True) -> Workload:
     """Steps as drawn."""
 
     def workload(story: Story) -> None:
@@ -114,13 +126,13 @@ def any_steps(draw: random.Random) -> Workload:
         story.create("u")
         story.create("c", cleanup="compact", **SMALL)
         for number in range(draw.randrange(4, 10)):
-            _any_step(story, draw, number)
+            _any_step(story, draw, number, deletes=deletes)
 
     workload.__name__ = "any_steps"
     return workload
 
 
-def _any_step(story: Story, draw: random.Random, number: int) -> None:
+def _any_step(story: Story, draw: random.Random, number: int, *, deletes: bool) -> None:
     world = story.worlds[-1]
     topic = draw.choice(sorted(set(world.topics) - {"c"}))
     partition = draw.randrange(len(world.topics[topic]))
@@ -148,16 +160,18 @@ def _any_step(story: Story, draw: random.Random, number: int) -> None:
             story.truncate(topic, partition, offset)
     elif what == 10:
         story.grow(topic, len(world.topics[topic]) + 1)
-    elif what == 11:
+    elif what == 11 and deletes:
         story.close_and_open()
-    elif len(world.topics) > 2:
+    elif what == 12 and deletes and len(world.topics) > 2:
         story.delete(topic)
         story.create("t" if topic == "u" else "u", **SMALL) if len(story.worlds[-1].topics) < 2 else None
     else:
         story.alter(topic, segment_bytes=draw.choice((200, 400, 4000)))
 
 
-MORE: list[Workload] = [rebalance, commit_and_lose, create_many, close_and_open, transact_and_truncate]
+MORE: list[Workload] = [
+    rebalance, commit_and_lose, create_many, close_and_open, transact_and_truncate, compact_and_transact,
+]  # fmt: skip
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------

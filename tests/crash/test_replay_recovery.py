@@ -11,6 +11,8 @@ import errno
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -26,26 +28,32 @@ from tests.crash.faulty import (
     FaultyFiles,
     Plan,
     States,
+    Stopped,
     clone,
     file_at,
     kill,
     logs_of,
     open_over,
 )
-from tests.crash.recording import FULL, RecordedCalls, RecordedFiles, Recording
-from tests.crash.story import PATIENCE, Story
+from tests.crash.recording import FULL, RecordedCalls, RecordedFiles, Recording, Scale
+from tests.crash.story import PATIENCE, Moment, Story
 from tests.crash.test_replay import (
     LEVELS,
     MORE,
     SEED,
+    SyncedStory,
     Workload,
     any_steps,
+    close_and_open,
+    create_many,
     logged,
+    open_recorded,
     quick,
     record,
     reopen,
+    seeded,
 )
-from tests.crash.test_stop_at_every_call import WORKLOADS
+from tests.crash.test_stop_at_every_call import WORKLOADS, delete
 
 RECOVERIES = int(os.environ.get("STREAMLITE_RECOVERIES", "1"))
 """States of each workload whose recovery is disturbed; a large number before a release."""
@@ -53,6 +61,10 @@ EACH = 12
 """Stops of the process, stops of the machine, and failing calls, of each."""
 NEW = 3
 """Messages written to each partition after a recovery."""
+
+
+UNDELETING = [one for one in (*WORKLOADS, *MORE) if one not in (delete, create_many, close_and_open)]
+"""A deletion that was cut off may be taken back by a stop of the machine, and one story cannot tell two lives apart."""
 
 
 class Found(NamedTuple):
@@ -226,6 +238,84 @@ def _fail(files: MemoryFiles, groups: list[str], reference: Found, plan: Plan, d
         raise
 
 
+# -- a process is killed, and later the machine stops ------------------------------------------------------------------
+
+
+def _is_there(story: Story, number: int) -> bool:
+    """Whether that transaction's messages are there; `False` for one that has offsets alone."""
+    assert story.bus is not None
+    for topic, partition in story.transactions[number].sent:
+        end = story.bus.topic(topic).end_offsets()[TopicPartition(topic, partition)]
+        return end >= len(story.worlds[number].topics[topic][partition].sent)
+    return False
+
+
+def stop_both(
+    workload: Workload, sync: str, seed: int, scale: Callable[[Recording], Scale], *, failing: bool = False
+) -> int:
+    """A process is killed at some call; another one goes on from what it left, and then the machine stops.
+
+    What the killed one did not sync is in nobody's hands but the next one's, and of the same boot. `failing`: instead,
+    one of its syncs failed, and what that was for may be gone whatever is synced later.
+    """
+    draw = random.Random(seed)
+    story = SyncedStory(draw, 0.3 if sync == "interval" else 0.0)
+    files = RecordedFiles()
+    done_at_kill, synced, sound = 1 << 30, 1 << 30, 1 << 30
+    files.told = lambda: (story.moment(), done_at_kill, synced)
+    first = RecordedCalls(files)
+
+    def after_step() -> None:
+        nonlocal sound
+        files.say()
+        if failing and first.hits:
+            sound = min(sound, story.done - 1)  # a pass of syncing that failed has made nothing safe
+
+    story.after_step = after_step
+    story.opener = partial(open_recorded, first, sync)
+    with seeded(seed):
+        story.bus = open_recorded(first, sync)
+        first.plan = Plan(draw.randrange(20, 200), short=True)
+        if failing:
+            first.plan = Plan(draw.randrange(1, 12), errno.EIO, looks_at=lambda call: call.name == "sync")
+        with suppress(Stopped, errors.StorageError):
+            workload(story)
+        sound = min(sound, story.done)
+        kill(story.bus)
+        done_at_kill = story.done
+        second = RecordedCalls(files)
+        story.bus = open_recorded(second, sync)
+        story.check(story.bus, story.moment())
+        for number in [number for number in story.transactions if number > done_at_kill]:
+            if not _is_there(story, number):
+                del story.transactions[number]
+        story.add_to_every_partition(b"by the next one")
+        story.sync()
+        synced = story.done
+        story.add_to_every_partition(b"and once more")
+        kill(story.bus)
+    count = 0
+    for left in files.recording.states(seed, scale(files.recording)):
+        moment, killed, safe = left.note
+        if killed == 1 << 30:
+            continue  # `test_replay` has those
+        if moment.done < safe:
+            # What is there for the next one was not promised to anybody.
+            moment = Moment(killed, moment.begun)
+        try:
+            bus = reopen(left.files, 2)
+            limit = sound if left.note[0].done < safe else moment.done
+            story.check_machine(bus, moment, story.safe(min(moment.done, limit), sync))
+            bus.close()
+        except BaseException:
+            print(f"seed {seed}, {workload.__name__}, {sync}, after event {left.at}, killed in {first.hits[:1]}:")
+            print(f"{files.recording.events[left.at][0]!r:.200}")
+            print(f"{left.note}, steps {story.steps}\n{left.chosen}")
+            raise
+        count += 1
+    return count
+
+
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +353,32 @@ def case(seed: int) -> int:
 @pytest.mark.parametrize("workload", [*WORKLOADS, *MORE], ids=lambda workload: workload.__name__)
 def test_a_disturbed_recovery_comes_to_the_same(workload: Workload, sync: str) -> None:
     assert disturb(workload, sync, SEED, RECOVERIES, EACH) >= EACH
+
+
+def both_case(seed: int) -> int:
+    """A process is killed in a workload, another goes on, the machine stops; with every state; how many there were."""
+    draw = random.Random(seed)
+    workloads = [*UNDELETING, *[any_steps(draw, deletes=False)] * len(UNDELETING)]
+    sync = LEVELS[seed // len(workloads) % 2]
+    with logged():
+        workload = workloads[seed % len(workloads)]
+        return stop_both(workload, sync, seed, lambda recording: FULL, failing=seed // (2 * len(workloads)) % 3 == 2)
+
+
+@pytest.mark.parametrize("sync", LEVELS)
+@pytest.mark.parametrize("workload", UNDELETING, ids=lambda workload: workload.__name__)
+def test_what_a_killed_process_left_is_made_safe_by_the_next(workload: Workload, sync: str) -> None:
+    with logged():
+        count = sum(stop_both(workload, sync, SEED + at, lambda recording: quick(recording, 100)) for at in range(2))
+    assert count > 5
+
+
+@pytest.mark.parametrize("sync", LEVELS)
+@pytest.mark.parametrize("workload", UNDELETING, ids=lambda workload: workload.__name__)
+def test_what_a_failed_sync_left_is_made_safe_by_the_next(workload: Workload, sync: str) -> None:
+    with logged():
+        count = stop_both(workload, sync, SEED, lambda recording: quick(recording, 100), failing=True)
+    assert count > 0
 
 
 # -- cases that were thought of ----------------------------------------------------------------------------------------
