@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from streamlite.counters import CHANGES, FAILED, NAMED, SYNCED
+from streamlite.counters import CHANGES, DELETED, FAILED, FLAGS, NAMED, SYNCED
 from streamlite.errors import StorageError
 from streamlite.files import MissingFile
 
@@ -34,6 +34,8 @@ def sync_below(partition: Partition, end: int) -> None:
         try:
             sync_files(partition, end, changes)
         except MissingFile:
+            if slot.get(FLAGS) & DELETED:
+                raise partition.deleted() from None
             partition.log.refresh(slot.get(CHANGES))
             continue
         slot.set(SYNCED, max(slot.get(SYNCED), end))
@@ -51,8 +53,8 @@ def sync_files(partition: Partition, end: int, changes: int) -> None:
     chosen = [segment for segment in segments.values()[first:] if segment.base < end]
     for segment in chosen:
         _guarded(partition, segment.file().sync)
-    if slot.get(NAMED) != changes and chosen:
-        _sync_names(partition)
+    if slot.get(NAMED) != changes:
+        _sync_names(partition)  # also where all data is safe: a new segment is empty, and what comes to it is not
     if slot.get(FAILED):
         raise partition.failed()  # another process's sync of the same files, before this one
     slot.set(NAMED, changes)

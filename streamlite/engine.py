@@ -21,12 +21,13 @@ import atexit
 import logging
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any, Final
 
 from streamlite.clock import Clock, SystemClock
 from streamlite.context import Context
 from streamlite.counters import FAILED, FLAGS, NUMBERED, RECOVER, Counters, SlotState
-from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnsupportedError
+from streamlite.errors import FormatError, LockTimeoutError, StreamliteError, UnknownTopicError, UnsupportedError
 from streamlite.files import Files, after_fork_in_child, random_number
 from streamlite.files.memory import MemoryFiles
 from streamlite.ledger import Ledger
@@ -226,7 +227,8 @@ class Engine:
         """Bring everything published to the device, whoever wrote it."""
         for partition in self.registry.every_partition():
             if partition.unsynced:
-                partition.sync()
+                with suppress(UnknownTopicError):  # deleted meanwhile
+                    partition.sync()
 
     def maintain(self) -> None:
         """Retention and compaction now."""

@@ -165,7 +165,7 @@ class Partition:
             return lock
         except MissingFile:
             if self.slot.get(FLAGS) & DELETED:
-                self._refuse_deleted()
+                raise self.deleted() from None
             raise
 
     def __repr__(self) -> str:
@@ -202,7 +202,7 @@ class Partition:
         """Do what the flags ask of a reader: recover after a stop, finish for a dead writer, wait for no live one."""
         flags = self.slot.get(FLAGS)
         if flags & DELETED:
-            self._refuse_deleted()
+            raise self.deleted()
         if self.ctx.read_only:
             self.ctx.follow(self)
             return
@@ -464,7 +464,7 @@ class Partition:
         """Under the lock: make the words true, or refuse. Does nothing when there is nothing to do."""
         flags = self.slot.get(FLAGS)
         if flags & DELETED:
-            self._refuse_deleted()
+            raise self.deleted()
         if flags & RECOVER:
             recover_log(self)
         elif self.slot.get(FAILED):
@@ -472,8 +472,9 @@ class Partition:
         elif flags & WRITING:
             resolve_tail(self)
 
-    def _refuse_deleted(self) -> None:
-        raise UnknownTopicError(
+    def deleted(self) -> UnknownTopicError:
+        """What is said of one whose topic is gone."""
+        return UnknownTopicError(
             f"topic {self.topic.name!r} was deleted (it may have been created anew): ask the bus for it again"
         )
 
@@ -495,15 +496,17 @@ class Partition:
                     f"{self.slot.end}"
                 )
             if offset > self.slot.get(START):
-                data = offset.to_bytes(8, "little")
-                path = f"{self.directory}/{_START_FILE}"
-                self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
-                self.drop_before(offset)
+                self.drop_before(offset, within=True)
 
         self.locked(truncate)
 
+    def _store_start(self, offset: int) -> None:
+        data = offset.to_bytes(8, "little")
+        path = f"{self.directory}/{_START_FILE}"
+        self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
+
     def stored_start(self) -> int:
-        """Where `truncate_before` said the log begins; 0 where it never did."""
+        """Where the log begins, as was noted down before anything of it was removed; 0 where nothing ever was."""
         path = f"{self.directory}/{_START_FILE}"
         try:
             data = self.ctx.files.read_file(path)
@@ -519,13 +522,19 @@ class Partition:
             )
         return start
 
-    def drop_before(self, offset: int) -> list[Segment]:
-        """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on."""
+    def drop_before(self, offset: int, *, within: bool = False) -> list[Segment]:
+        """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on.
+
+        Where it begins is durable first: a stop of the machine may take back some of the removals and not others, and
+        what is left then must not be taken for a log with a hole. `within`: also where no segment goes.
+        """
         slot = self.slot
         segments = list(self.log.segments(slot.get(CHANGES)).values())
         gone = [one for one, following in pairwise(segments) if following.base <= offset]
         if gone:
             self.ctx.preserve(self, segments[len(gone)].base)
+        if (gone or within) and offset > slot.get(START):
+            self._store_start(offset)
         if gone and slot.get(NAMED) != slot.get(CHANGES):
             # What stays must have its name before what goes loses its own: or offsets would begin anew after a stop.
             self.ctx.files.sync_dir(self.directory)

@@ -142,10 +142,10 @@ class Follower:
         changes = partition.slot.get(CHANGES)
         segments = partition.log.segments(changes)
         start = partition.stored_start()
-        if not segments:
+        found = recover(segments.values(), partial(self._ctx.ledger.committed, partition), start=start)
+        if found.active is None or found.tail is None:
             return SlotState(end=start, start=start, incarnation=partition.topic.incarnation, changes=changes)
-        found = recover(segments.values(), partial(self._ctx.ledger.committed, partition))
-        start = max(start, segments.peekitem(0)[0])
+        start = max(start, found.first)
         return SlotState(
             end=max(found.tail.next_offset, start),
             position=found.tail.position,

@@ -13,12 +13,16 @@ looked at: whole batches were written completely and count as sent; the rest is 
 A batch of a transaction counts only if that was committed. Who knows is asked (`Committed`): the first batch of one
 that was not ends the log, and what stands behind it goes with it.
 
+Epochs rise with offsets. What a recovery cut off or removed may be there again after another stop of the machine, right
+behind what was written since: it is known by its epoch, which is lower, and ends the log.
+
 These functions decide; the partition, which holds its lock, cuts and publishes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from streamlite.errors import CorruptionError
@@ -50,7 +54,7 @@ class Tail(NamedTuple):
 
     `next_offset` and `position` of the end, how many bytes beyond it are to be cut, the greatest synced offset that any
     batch recorded, the greatest timestamp, the time of the first batch, the last transaction, whether a named producer
-    wrote any of it, and the index of what was walked.
+    wrote any of it, the index of what was walked, and the epochs of the first and the last batch (`None` of none).
     """
 
     next_offset: int
@@ -63,22 +67,34 @@ class Tail(NamedTuple):
     numbered: bool
     indexed: int
     entries: list[IndexEntry]
+    epochs: tuple[int, int] | None
 
 
 class Recovered(NamedTuple):
-    """A log's newest segment and its end, the segments after it that must go, and the synced offset."""
+    """A log's newest segment and its end (`None` for one without segments), and the synced offset.
 
-    active: Segment
-    tail: Tail
-    lost: list[Segment]
-    synced: int
-
-
-def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0) -> Recovered:
-    """What the log of these segments (rising, at least one) holds.
-
-    `synced`: an offset known to be safe from elsewhere. Raises `CorruptionError` where what is not whole was safe.
+    `removed`: segments in front of its beginning, of which only the names came back. `lost`: those behind its end.
+    `first`: where its segments begin.
     """
+
+    active: Segment | None
+    tail: Tail | None
+    removed: Sequence[Segment]
+    lost: Sequence[Segment]
+    synced: int
+    first: int
+
+
+def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0, start: int = 0) -> Recovered:
+    """What the log of these segments (rising) holds.
+
+    `synced`: an offset known to be safe from elsewhere; `start`: where the log was noted down to begin. Raises
+    `CorruptionError` where what is not whole was safe.
+    """
+    front = [one for one, following in pairwise(segments) if following.base <= start]
+    segments = segments[len(front) :]
+    if not segments:
+        return Recovered(None, None, front, [], synced, start)
     tails: dict[int, Tail] = {}
     for at in range(len(segments) - 1, -1, -1):
         tails[at] = tail = _tail(segments[at], committed)
@@ -88,11 +104,22 @@ def recover(segments: Sequence[Segment], committed: Committed, synced: int = 0) 
             synced = max(synced, _recorded(file, tail.position + 1, file.size()))
         if segments[at].base <= synced:
             break
+    if synced <= start < segments[0].base:
+        # What the log began with was never safe, and its name is gone: nothing is left that could come before the rest.
+        return Recovered(None, None, front, segments, synced, start)
     # From here on the chain of segments must hold; what comes after its first gap cannot follow what came before.
-    for at in range(min(tails), len(segments) - 1):
-        if tails[at].cut or segments[at + 1].base != tails[at].next_offset:
-            return _ended(segments[at], tails[at], segments[at + 1 :], synced)
-    return _ended(segments[-1], tails[len(segments) - 1], [], synced)
+    last, epoch = len(segments) - 1, 0
+    for at in range(min(tails), last):
+        epochs = tails[at].epochs, tails[at + 1].epochs
+        epoch = epochs[0][1] if epochs[0] else epoch
+        follows = segments[at + 1].base == tails[at].next_offset and (epochs[1] is None or epochs[1][0] >= epoch)
+        if tails[at].cut or not follows:
+            last = at
+            break
+    active, tail = segments[last], tails[last]
+    if synced > tail.next_offset:
+        _refuse(active.file(), tail.position, tail.next_offset, synced)
+    return Recovered(active, tail, front, segments[last + 1 :], synced, segments[0].base)
 
 
 def _tail(segment: Segment, committed: Committed) -> Tail:
@@ -102,12 +129,6 @@ def _tail(segment: Segment, committed: Committed) -> Tail:
         # It was synced before it took its name: what is not whole is no torn tail.
         _refuse(file, tail.position, tail.next_offset, segment.next)
     return tail
-
-
-def _ended(active: Segment, tail: Tail, lost: Sequence[Segment], synced: int) -> Recovered:
-    if synced > tail.next_offset:
-        _refuse(active.file(), tail.position, tail.next_offset, synced)
-    return Recovered(active, tail, list(lost), synced)
 
 
 def _refuse(file: File, position: int, offset: int, synced: int) -> NoReturn:
@@ -139,9 +160,10 @@ def resolve(segment: Segment, end: int, committed: Committed) -> Tail:
 
 def _walk(file: File, next_offset: int, position: int, size: int, builder: IndexBuilder, committed: Committed) -> Tail:
     synced, first, transaction, numbered = 0, NEVER_MS, NO_TRANSACTION, False
+    epochs: tuple[int, int] | None = None
     for found in walk_verified(file, position, size):
         header = found.header
-        if header.base_offset != next_offset:
+        if header.base_offset != next_offset or (epochs is not None and header.epoch < epochs[1]):
             break
         if header.flags & FLAG_TRANSACTION:
             if not committed(header):
@@ -153,8 +175,10 @@ def _walk(file: File, next_offset: int, position: int, size: int, builder: Index
         synced = max(synced, header.synced_upto)
         first = header.base_timestamp if first == NEVER_MS else first
         numbered = numbered or header.producer_id != NO_PRODUCER
-    cut, times = size - position, (builder.max_timestamp, first)
-    return Tail(next_offset, position, cut, synced, *times, transaction, numbered, builder.indexed, builder.entries)
+        epochs = (header.epoch if epochs is None else epochs[0]), header.epoch
+    index = builder.indexed, builder.entries
+    times = builder.max_timestamp, first
+    return Tail(next_offset, position, size - position, synced, *times, transaction, numbered, *index, epochs)
 
 
 def _recorded(file: File, position: int, size: int) -> int:

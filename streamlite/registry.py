@@ -384,6 +384,8 @@ class Registry:
         sync = self._ctx.sync != "never"
         for number in range(len(state.partitions), len(file.slots)):
             self._ctx.files.make_dir(f"{state.directory}/{number}")
+        if sync and len(file.slots) > len(state.partitions):
+            self._ctx.files.sync_dir(state.directory)  # a partition that the file names must be there
         self._ctx.files.replace_file(f"{state.directory}/topic.json", file.encode(), sync=sync)
 
     # -- opening ------------------------------------------------------------------------------------------------------

@@ -75,13 +75,17 @@ def recover_log(partition: Partition) -> None:
     for old in partition.log.superseded:
         partition.log.remove(old)
     partition.log.tidy()
-    start = max(partition.stored_start(), segments.peekitem(0)[0] if segments else 0)
-    if segments:
-        found = recover(segments.values(), partial(partition.ctx.ledger.committed, partition), slot.get(SYNCED))
+    start = max(partition.stored_start(), slot.get(START))
+    found = recover(segments.values(), partial(partition.ctx.ledger.committed, partition), slot.get(SYNCED), start)
+    for removed in found.removed:
+        partition.log.remove(removed)
+    for lost in found.lost:
+        logger.warning("removed %s, which follows a gap left by a stop of the machine", lost.log_path)
+        partition.log.remove(lost)
+    if found.active is not None:
+        assert found.tail is not None
         slot.set(NUMBERED, 1)  # what was not walked may have such batches
-        for lost in found.lost:
-            logger.warning("removed %s, which follows a gap left by a stop of the machine", lost.log_path)
-            partition.log.remove(lost)
+        start = max(start, found.first)
         _take_recovered(partition, found.active, found.tail)
         slot.set(SYNCED, found.synced)
     else:

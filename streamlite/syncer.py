@@ -14,7 +14,7 @@ import logging
 from streamlite.clock import SystemClock
 from streamlite.context import Context
 from streamlite.counters import FAILED, FLAGS, RECOVER, SYNCED
-from streamlite.errors import StreamliteError
+from streamlite.errors import StreamliteError, UnknownTopicError
 from streamlite.partition import Partition
 from streamlite.registry import Registry
 from streamlite.worker import Worker
@@ -71,6 +71,8 @@ class Syncer:
     def _sync(self, partition: Partition, *, sealed_only: bool = False) -> None:
         try:
             partition.sync(sealed_only=sealed_only)
+        except UnknownTopicError:
+            return  # deleted: there is nothing left of it that could be lost
         except StreamliteError as error:
             logger.error("sync of %s failed, it takes no more writes: %s", partition.directory, error)
 

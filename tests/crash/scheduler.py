@@ -3,7 +3,8 @@
 Actors are threads of which one runs at a time. At every call of the files seam, and at every load and store of a mapped
 word (`ScheduledFiles`), the running one may be preempted; where it would sleep it gives way. A schedule is the list of
 choices that were made, so each can be made again, and `explore` makes all of them that there are, up to a number of
-preemptions; `sample` draws some at random, by a seed that is printed where one fails.
+preemptions; `sample` draws some at random, by a seed that is printed where one fails. An actor's process can be killed
+at one of its points: it makes no call and no store any more, and its locks are free.
 
 Between two points an actor is alone. So whatever order of loads and stores two processes can come to on a machine that
 keeps each one's own order is one of the schedules. What a processor may do beyond that (a load that overtakes an
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streamlite.errors import UnsupportedError
 from streamlite.files import Fifo, File, FileLock, Files
 from streamlite.files.memory import MemoryFiles
-from tests.crash.faulty import Call
+from tests.crash.faulty import Call, Stopped
 
 Choose = Callable[[Sequence[str]], int]
 
@@ -44,6 +46,10 @@ class Actor:
         """Where it sleeps: whether it may wake."""
         self.done = False
         self.error: BaseException | None = None
+        self.points = 0
+        self.dead = False
+        self.gave_way = -1
+        """After how many steps it did, while it does."""
 
     def can_run(self) -> bool:
         return not self.done and (self.ready is None or self.ready())
@@ -73,6 +79,8 @@ class Scheduler:
         self._left: int | None = None
         self._choices: list[tuple[int, int]] = []
         self._trace: list[str] = []
+        self.kills: dict[str, tuple[int, ScheduledFiles]] = {}
+        """Actors that are killed, each at the so-manieth of its points, and what they have open."""
 
     def run(self, actors: Mapping[str, Callable[[], object]], choose: Choose, preemptions: int | None) -> Run:
         """Let the actors run to their ends. `choose` picks one of several, the running one first where it could go on.
@@ -111,7 +119,7 @@ class Scheduler:
         except Abandoned:
             return
         except BaseException as error:  # noqa: BLE001 - `run` raises it
-            actor.error = error
+            actor.error = None if actor.dead else error
         if not self._ending:
             actor.done = True
             self._go_on(None)
@@ -119,11 +127,21 @@ class Scheduler:
     def point(self, call: Call) -> None:
         """Another actor may run from here on; nothing in a thread that is no actor."""
         actor = self._actors.get(threading.get_ident())
-        if actor is None or self._ending or not self.looks_at(call):
+        if actor is None or self._ending:
+            return
+        if actor.dead:
+            raise Stopped(f"{call} by a process that was killed")
+        if not self.looks_at(call):
             return
         self._trace.append(f"{actor.name}: {call.name} {call.path}")
         assert len(self._trace) < STEPS_MOST, "it does not end"
-        self._go_on(actor)
+        if self._left != 0:
+            self._go_on(actor)
+        actor.points += 1
+        if actor.name in self.kills and self.kills[actor.name][0] == actor.points:
+            actor.dead = True
+            self.kills[actor.name][1].free_locks()
+            raise Stopped(f"killed before {call}")
 
     def sleep(self, ready: Callable[[], bool]) -> None:
         """Run on once `ready()` holds. Not for ever: nobody else could move on then, and the run is over."""
@@ -137,10 +155,21 @@ class Scheduler:
 
     def give_way(self) -> None:
         """Somebody else runs before this one goes on, if anybody can: for loops that try again and again."""
-        seen = len(self._trace)
-        others = [actor for actor in self._order if actor is not self._actors.get(threading.get_ident())]
-        if any(actor.can_run() for actor in others):
-            self.sleep(lambda: len(self._trace) > seen or not any(actor.can_run() for actor in others))
+        me = self._actors[threading.get_ident()]
+        others = [actor for actor in self._order if actor is not me]
+
+        def others_can() -> bool:
+            # Of those who give way too it counts that something happened since, or two would ask each other for ever.
+            return any(
+                len(self._trace) > actor.gave_way if actor.gave_way >= 0 else actor.can_run()
+                for actor in others
+                if not actor.done
+            )
+
+        if others_can():
+            me.gave_way = seen = len(self._trace)
+            self.sleep(lambda: len(self._trace) > seen or not others_can())
+            me.gave_way = -1
 
     def _go_on(self, running: Actor | None) -> None:
         """Choose who runs now, and let it. In the thread of `running`, which may be the one."""
@@ -354,6 +383,12 @@ class ScheduledFiles(Files):
         self.scheduler = scheduler
         self.inner = inner
         self._fifos = fifos
+        self._locks: weakref.WeakSet[ScheduledLock] = weakref.WeakSet()
+
+    def free_locks(self) -> None:
+        """As the end of a process does."""
+        for lock in list(self._locks):
+            lock.inner.release()
 
     def _point(self, name: str, path: str) -> None:
         self.scheduler.point(Call(name, path))
@@ -368,7 +403,9 @@ class ScheduledFiles(Files):
 
     def lock(self, path: str, *, create: bool = True) -> FileLock:
         self._point("lock", path)
-        return ScheduledLock(self.scheduler, self.inner.lock(path, create=create))
+        lock = ScheduledLock(self.scheduler, self.inner.lock(path, create=create))
+        self._locks.add(lock)
+        return lock
 
     def fifo(self, path: str, *, create: bool = False) -> Fifo:
         self._point("create" if create else "open", path)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from streamlite import Bus, TopicPartition, errors
+from streamlite import Bus, Consumer, TopicPartition, errors
 
 PATIENCE = 20.0
 
@@ -72,6 +72,8 @@ class Story:
         self.steps: list[str] = []
         self.transactions: dict[int, Transacted] = {}
         """By the number of the world they make."""
+        self.after_step: Callable[[], object] = lambda: None
+        self.opener: Callable[[], Bus] = lambda: self.bus  # type: ignore[assignment,return-value]
 
     def moment(self) -> Moment:
         return Moment(self.done, len(self.worlds) - 1)
@@ -85,6 +87,7 @@ class Story:
         assert self.bus is not None
         result = do(self.bus)
         self.done += 1
+        self.after_step()
         return result
 
     # -- the steps ----------------------------------------------------------------------------------------------------
@@ -156,6 +159,25 @@ class Story:
                 consumer.commit(places)
 
         self.step(f"commit {offsets} of {topic} for {group}", does, do)
+
+    def commit_by(self, consumer: Consumer, topic: str, group: str, offsets: dict[int, int]) -> None:
+        """By a member that is there."""
+        places = {TopicPartition(topic, partition): offset for partition, offset in offsets.items()}
+
+        def does(world: World) -> None:
+            world.commits[group] = world.commits.get(group, {}) | places
+
+        self.step(f"commit {offsets} of {topic} by a member of {group}", does, lambda bus: consumer.commit(places))
+
+    def reset(self, group: str, topic: str, partition: int, offset: int) -> None:
+        def does(world: World) -> None:
+            world.commits[group] = world.commits[group] | {TopicPartition(topic, partition): offset}
+
+        self.step(
+            f"reset {group} to {offset} of {topic}/{partition}",
+            does,
+            lambda bus: bus.reset_offsets(group, topic, partition=partition, offset=offset),
+        )
 
     def transact(
         self,
@@ -257,8 +279,17 @@ class Story:
     def sync(self) -> None:
         self.step("sync", lambda world: None, lambda bus: bus.sync())
 
+    def interval_sync(self) -> None:
+        """What the background thread does each `sync_interval_ms`."""
+        self.step("interval sync", lambda world: None, lambda bus: bus._engine.syncer.sync_dirty())  # type: ignore[union-attr]
+
     def close(self) -> None:
         self.step("close", lambda world: None, lambda bus: bus.close())
+
+    def close_and_open(self) -> None:
+        """As another process would."""
+        self.close()
+        self.bus = self.opener()
 
     # -- what may be there --------------------------------------------------------------------------------------------
 
@@ -284,6 +315,77 @@ class Story:
             if number in self.transactions:
                 self._check_whole(bus, number, groups=groups)
 
+    def check_machine(self, bus: Bus, moment: Moment, kept: int) -> None:
+        """Compare what `bus` holds with what it must after a stop of the machine.
+
+        `kept`: the step up to which messages and commits must be there; of each partition, a suffix of what came later
+        may be lost. Topics, partitions, settings and beginnings are there for every step that is done.
+        """
+        done = self.worlds[moment.done]
+        possible = self.worlds[moment.done : moment.begun + 1]
+        names = set(bus.topics())
+        must = set.intersection(*(set(world.topics) for world in possible))
+        may = set.union(*(set(world.topics) for world in possible))
+        assert must <= names <= may, (must, names, may)
+        for name in names:
+            self._check_topic_of_machine(bus, name, self.worlds[kept], done, possible)
+        for group in self.worlds[moment.begun].commits:
+            self._check_commits_of_machine(bus, group, self.worlds[kept : moment.begun + 1])
+        for number in range(kept + 1, moment.begun + 1):
+            if number in self.transactions and not self._is_recreated(number, moment):
+                self._check_whole(bus, number, groups=True)
+
+    def _is_recreated(self, number: int, moment: Moment) -> bool:
+        """Whether a topic of that transaction may be a later one of its name."""
+        names = {topic for topic, _ in self.transactions[number].sent}
+        return any(
+            world.lives.get(name) != self.worlds[number].lives.get(name) or name not in world.topics
+            for world in self.worlds[number : moment.begun + 1]
+            for name in names
+        )
+
+    def _check_topic_of_machine(self, bus: Bus, name: str, kept: World, done: World, possible: list[World]) -> None:
+        lives = [world for world in possible if name in world.topics]
+        counts = {len(world.topics[name]) for world in lives}
+        topic = bus.topic(name)
+        assert topic.partitions in counts, (topic.partitions, counts)
+        if len({world.lives[name] for world in lives}) > 1:
+            return
+        life, last = lives[-1].lives[name], lives[-1].topics[name]
+        safe = kept.topics[name] if name in kept.topics and kept.lives[name] == life else []
+        told = done.topics[name] if name in done.topics and done.lives[name] == life else []
+        for number in range(topic.partitions):
+            old = Log()
+            old.sent = safe[number].sent if number < len(safe) else []
+            if number < len(told):
+                old.start_min, old.start_max = told[number].start_min, told[number].start_max
+                if told[number].retained:
+                    old.start_min = 0  # removing is not durable
+            _check_log(bus, name, number, old, last[number])
+
+    def _check_commits_of_machine(self, bus: Bus, group: str, possible: list[World]) -> None:
+        """One of the commits, as a whole; to the user it is capped where its partition lost its tail."""
+        raw = self.raw_commits(bus, group)
+        candidates = [
+            {tp: offset for tp, offset in world.commits.get(group, {}).items() if tp.topic in bus.topics()}
+            for world in possible
+        ]
+        assert raw in candidates, (raw, candidates)
+        capped = {tp: min(offset, bus.topic(tp.topic).end_offsets()[tp]) for tp, offset in raw.items()}
+        found = dict(bus.group(group).committed) if raw else {}
+        assert found == capped, (found, capped)
+
+    @staticmethod
+    def raw_commits(bus: Bus, group: str) -> dict[TopicPartition, int]:
+        """What is in the log of offsets, as it was committed."""
+        engine = bus._engine
+        states = {name: engine.registry.get(name) for name in bus.topics()}
+        return {
+            TopicPartition(topic, number): offset
+            for (topic, incarnation, number), (offset, _) in engine.offsets.of_group(group).items()
+            if topic in states and states[topic].incarnation == incarnation
+        }
+
     def _check_whole(self, bus: Bus, number: int, *, groups: bool) -> None:
         """Of the transaction that made this world everything is there, or nothing."""
         sent, group, offsets = self.transactions[number]
@@ -295,13 +397,19 @@ class Story:
                 if not there[topic, partition]:
                     before = self.worlds[number - 1].topics[topic][partition].sent
                     assert end <= len(before), (number, topic, partition, end, len(before))
-        if group is not None and groups:
-            try:
-                found = bus.group(group).committed
-            except errors.UnknownGroupError:
-                found = {}
+        if group is not None and groups and self._tells(number, group, offsets):
+            found = self.raw_commits(bus, group)
             there[group] = all(found.get(tp, -1) >= offset for tp, offset in offsets.items())
         assert len(set(there.values())) <= 1, (number, self.steps[number - 1], there)
+
+    def _tells(self, number: int, group: str, offsets: dict[TopicPartition, int]) -> bool:
+        """Whether the group's offsets say if that step was done: they were lower before, and never again after."""
+        commits = [world.commits.get(group, {}) for world in self.worlds]
+        return all(
+            all(found.get(tp, -1) < offset for found in commits[:number])
+            and all(found.get(tp, -1) >= offset for found in commits[number:])
+            for tp, offset in offsets.items()
+        )
 
     def _check_topic(self, bus: Bus, name: str, least: World, most: World, possible: list[World]) -> None:
         lives = [world for world in possible if name in world.topics]
