@@ -49,6 +49,11 @@ LATEST, FORGETTING = "latest", "forgetting"
 """Compacted, a few keys; and one that retention takes from."""
 
 
+Place = tuple[str, int]
+Entry = tuple[str | None, str]
+"""A message's key and value."""
+
+
 class Options(NamedTuple):
     """What a directory's processes are like."""
 
@@ -94,7 +99,8 @@ class Writer:
         self.plain = self.bus.producer(batch_bytes=self.options.batch_bytes, linger_ms=self.options.linger_ms)
         self._named: Producer | None = None
         self._consumers: dict[str, Consumer] = {}
-        self.next: dict[tuple[str, int], int] = {}
+        self.next: dict[Place, int] = {}
+        self.fresh: dict[Place, int] = {}
         ways = (self.send, self.send, self.one, self.many, self.name, self.name, self.transact, self.transact,
                 self.process, self.process, self.commit, self.maintain)  # fmt: skip
         for self.number in itertools.count(1):
@@ -176,9 +182,10 @@ class Writer:
         place = topic, partition
         if place not in self.next:
             last = self.named.last_sequence(topic, partition)
-            repeated = self.rng.randint(0, 3) if again else 0
-            self.next[place] = max(-1 if last is None else last - repeated, -1) + 1
-        return list(range(self.next[place], self.next[place] + self.rng.randint(1, 8)))
+            self.fresh[place] = 0 if last is None else last + 1
+            self.next[place] = max(self.fresh[place] - self.rng.randint(0, 3), 0)
+        first = self.next[place] if again else max(self.next[place], self.fresh[place])
+        return list(range(first, first + self.rng.randint(1, 8)))
 
     def sequence_value(self, topic: str, partition: int, sequence: int) -> str:
         return f"n{self.slot}.{topic}.{partition}.{sequence} "
@@ -276,10 +283,6 @@ def _after(messages: Iterable[Any]) -> dict[str, int]:
 
 # -- the oracle --------------------------------------------------------------------------------------------------------
 
-Place = tuple[str, int]
-Entry = tuple[str | None, str]
-"""A message's key and value."""
-
 
 class Step:
     """A transaction, or a commit: all of it or nothing."""
@@ -303,6 +306,8 @@ class Life:
         """By topic and partition, in order; under partition -1 where the producer chose it."""
         self.found: dict[tuple[Place, Place], int] = defaultdict(int)
         """By where it was found and attempted: how many of the attempts are found, or passed."""
+        self.gaps: dict[Place, int] = defaultdict(int)
+        """Up to which of the gaps its messages were looked at."""
         self.steps: dict[int, Step] = {}
 
 
@@ -313,6 +318,8 @@ class Oracle:
         self.lives: dict[int, Life] = {}
         self.log: dict[Place, dict[int, Entry]] = defaultdict(dict)
         self.ends: dict[Place, int] = defaultdict(int)
+        self.gaps: dict[Place, int] = defaultdict(int)
+        """How often retention was quicker than this reader."""
         self.there: set[str] = set()
         self.acknowledged: dict[Place, dict[int, Entry]] = defaultdict(dict)
         """What was not looked for since."""
@@ -404,24 +411,25 @@ class Oracle:
 
     def _check_partition(self, place: Place, start: int, messages: list[Any], begin: int) -> None:
         topic, log, end = place[0], self.log[place], self.ends[place]
-        expected, gap = start, topic == LATEST or start > end
+        expected = start
+        self.gaps[place] += start > end
         assert topic not in STRICT or begin == 0, f"{place} begins at {begin}"
         for message in messages:
             offset, entry = message.offset, (_text(message.key), message.value.decode())
             if offset != expected and topic != LATEST:
                 assert topic == FORGETTING, f"a hole in {place}: {offset} follows {expected - 1}"
                 assert expected < offset <= begin, f"a hole in {place}: {offset} follows {expected - 1}"
-                gap = True
+                self.gaps[place] += 1
             expected = offset + 1
             if offset < end:
                 assert log.get(offset) == entry, f"{place} {offset} was {log.get(offset)} and is {entry}"
             else:
                 log[offset] = entry
-                self._found(place, entry[1], gap=gap)
+                self._found(place, entry[1])
         assert expected >= end or topic == LATEST, f"{place} ended at {end} and ends at {expected}"
         self.ends[place] = max(end, expected)
 
-    def _found(self, place: Place, value: str, *, gap: bool) -> None:
+    def _found(self, place: Place, value: str) -> None:
         if place[0] in STRICT:
             assert value not in self.there, f"{value} is in {place} for the second time"
             self.there.add(value)
@@ -438,6 +446,8 @@ class Oracle:
                 assert (partition, offset) not in self.inputs, f"{partition}/{offset} was processed twice"
                 self.inputs.add((partition, offset))
             return
+        gap = place[0] == LATEST or life.gaps[place] < self.gaps[place]
+        life.gaps[place] = self.gaps[place]
         for attempted in (place, (place[0], -1)):
             attempts, at = life.attempts[attempted], life.found[place, attempted]
             hole = gap or attempted[1] == -1
