@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import streamlite
-from streamlite import Delivery, Message, TopicPartition
+from streamlite import Delivery, Message
 from tests.crash.processes import PATIENCE, Link, children, scratch
 from tests.integration.test_processes import Alarm
 
@@ -48,7 +48,7 @@ class Interrupted:
         ways = (self.send, self.send, self.one, self.many, self.transact, self.poll, self.loop, self.commit,
                 self.producer.flush, self.bus.maintain, self.bus.sync)  # fmt: skip
         for self.number in range(ROUNDS):
-            self.alarm(self.rng.choice(ways), 2e-6 * 500 ** self.rng.random())
+            self.alarm(self.rng.choice(ways), 5e-6 * 600 ** self.rng.random())
             # What a poll returned to a call that was interrupted is in nobody's hands: it is handed out again.
             self.consumer.messages(timeout=0.0)
         self.go_on()
@@ -157,9 +157,9 @@ def _check(bus: streamlite.Bus, stored: list[Any], tried: list[str], transaction
     for values in transactions:
         assert len({value in there for value in values}) < 2, f"a part of a transaction is there: {values}"
     assert sum(bus.topic("t").end_offsets().values()) == len(there)
-    assert bus.group("g").lag == {TopicPartition("t", number): 0 for number in range(PARTITIONS)}
+    assert not any(bus.group("g").lag.values())
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + 20))
+@pytest.mark.parametrize("seed", range(SEED, SEED + 14))
 def test_whatever_a_signal_interrupts_goes_on(seed: int) -> None:
     assert case(seed) > ROUNDS // 5
