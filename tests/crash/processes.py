@@ -156,8 +156,10 @@ class Forked:
 
     def wait_stopped(self) -> None:
         """Until it is stopped, by itself or by another."""
-        found = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        assert found is not None
+        deadline = time.monotonic() + PATIENCE
+        while (found := os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
+            assert time.monotonic() < deadline, f"{self.name} does not stop, it says {self.lines()}"
+            time.sleep(0.0002)
         assert found.si_code == os.CLD_STOPPED, f"{self.name} has ended: {self.lines()}"
 
     def wait(self) -> int:
@@ -191,7 +193,7 @@ def _run(act: Callable[[Link], object], link: Link, ours: list[int]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.dump_traceback_later(LIFE_S, exit=True)
+        threading.Thread(target=_watch, daemon=True).start()
         for descriptor in ours:
             os.close(descriptor)
         for other in list(_parents_ends):
@@ -205,6 +207,13 @@ def _run(act: Callable[[Link], object], link: Link, ours: list[int]) -> None:
             link.tell("error", traceback.format_exc())
     finally:
         os._exit(status)
+
+
+def _watch() -> None:
+    """End a child that hangs, and say where. (faulthandler's own timer waits for ever in the child of a fork.)"""
+    time.sleep(LIFE_S)
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(1)
 
 
 @contextlib.contextmanager
