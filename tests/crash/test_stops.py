@@ -11,6 +11,7 @@ after a publication, of a send, a commit or a transaction, with the locks of tha
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -162,13 +163,15 @@ class Takeover:
         self.clock.advance(LATE_S)
 
     def patiently(self, call: Callable[[], Any]) -> Any:
-        """Do it. Where the stopped one holds a lock, nobody takes that from it: it goes on for an instant."""
-        while True:
+        """Do it. Where the stopped one holds a lock, nobody takes that from it: it goes on for a longer and longer
+        instant.
+        """
+        for tries in itertools.count(1):
             try:
                 return call()
             except errors.LockTimeoutError:
                 self.child.signal(signal.SIGCONT)
-                spin(self.rng)
+                spin(self.rng, 20_000 << tries)
                 self.child.stop()
                 self.clock.advance(LATE_S)
 
