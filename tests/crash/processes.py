@@ -62,6 +62,10 @@ class Link:
             while line:
                 line = line[os.write(self._outgoing, line) :]
 
+    def again(self) -> Link:
+        """The same for a child of the child: one of the threads that it does not have may have held the mutex."""
+        return Link(self._incoming, self._outgoing)
+
     def told(self) -> list[Any]:
         """The next line from the test; empty when the test has ended."""
         while b"\n" not in self._buffer:

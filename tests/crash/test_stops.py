@@ -11,7 +11,6 @@ after a publication, of a send, a commit or a transaction, with the locks of tha
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -52,11 +51,14 @@ class Stopping:
 
     def __call__(self, link: Link) -> None:
         self.link = link
-        with streamlite.open(self.directory, clock=self.clock, sync=self.rng.choice(("never", "interval"))) as bus:
-            with suppress(errors.FencedError):
-                self.run(bus)
-            link.tell("fenced")
-            link.told()  # until the test has looked at everything: closing comes after that
+        bus = streamlite.open(self.directory, clock=self.clock, sync=self.rng.choice(("never", "interval")))
+        with suppress(errors.FencedError):
+            self.run(bus)
+        link.tell("fenced")
+        link.told()  # until the test has looked at everything: closing comes after that
+        with suppress(errors.FencedError):  # of a send whose result nobody has looked at
+            bus.close()
+        bus.close()
         link.tell("closed")
 
     def run(self, bus: Bus) -> None:
@@ -166,12 +168,14 @@ class Takeover:
         """Do it. Where the stopped one holds a lock, nobody takes that from it: it goes on for a longer and longer
         instant.
         """
-        for tries in itertools.count(1):
+        most = 20_000
+        while True:
             try:
                 return call()
             except errors.LockTimeoutError:
                 self.child.signal(signal.SIGCONT)
-                spin(self.rng, 20_000 << tries)
+                most *= 2
+                spin(self.rng, most)
                 self.child.stop()
                 self.clock.advance(LATE_S)
 
