@@ -31,6 +31,8 @@ INTERVAL_MS = 30_000
 LOOK_S = 0.2
 """So far the clock is moved from one look of the others to the next."""
 LATE_S = INTERVAL_MS / 1000 + 1
+LINES = 300
+"""More than a process says from when it goes on until it finds that it was fenced."""
 LOCK_S = 0.1
 """How long the test waits for a lock that it expects to be taken."""
 TP = TopicPartition("t", 0)
@@ -182,8 +184,11 @@ class Takeover:
     def go_on(self) -> None:
         """It goes on, and is told."""
         self.child.signal(signal.SIGCONT)
-        while ["fenced"] not in self.told:
+        for _ in range(LINES):
+            if ["fenced"] in self.told:
+                return
             self.told.append(self.child.next())
+        raise AssertionError(f"it was replaced, and goes on and on: {self.told[-5:]}")
 
     def end(self) -> None:
         self.child.say("end")
