@@ -50,7 +50,7 @@ MANY: Final = "1000000"
 
 
 class Campaign(NamedTuple):
-    """One of the tests: `function`, or each test of `files` with `variables` set."""
+    """One of the tests: `function`, or each test of `files` with `variables` set; or `function` for each of those."""
 
     number: int
     name: str
@@ -73,10 +73,12 @@ CAMPAIGNS: Final = (
         (("STREAMLITE_STOPS", MANY),),
     ),
     Campaign(3, "replay", "tests.crash.test_replay:case", 20_000, 1_000_000, "states"),
-    Campaign(4, "recovery", "tests.crash.test_replay:case_of_recovery", 1_000, 50_000, "states"),
+    Campaign(3, "replay-names", "tests.crash.test_replay:named_case", 2_000, 100_000, "states"),
+    Campaign(4, "recovery", "tests.crash.test_replay_recovery:case", 1_000, 50_000, "recoveries"),
+    Campaign(4, "both", "tests.crash.test_replay_recovery:both_case", 1_000, 50_000, "states"),
     Campaign(5, "errors", "", ALL, ALL, "tests", False, ("tests/crash/test_failing_calls.py",),
              (("STREAMLITE_FAULTS", MANY),)),
-    Campaign(6, "full-disk", "tests.crash.test_real_faults:case", 20, 500, "faults", True),
+    Campaign(6, "full-disk", "tests.crash.test_real_faults:case", 20, 500, "calls", True),
     Campaign(7, "flips", "", ALL, ALL, "tests", False,
              ("tests/crash/test_flips.py", "tests/crash/test_verify_repair.py", "tests/crash/test_group_files.py")),
     Campaign(8, "stops", "tests.crash.test_stops:case", 50, 2_000, "stops", True),
@@ -89,8 +91,9 @@ CAMPAIGNS: Final = (
     Campaign(14, "histories", "tests.crash.test_histories:case", 10_000, 1_000_000, "schedules"),
     Campaign(14, "wakeups", "", ALL, ALL, "tests", False, ("tests/crash/test_wakeups.py",),
              (("STREAMLITE_SCHEDULES", "10000"),)),
-    Campaign(15, "fuzz", "tests.crash.test_fuzz:case", 20_000, 20_000_000, "inputs"),
-    Campaign(16, "planted", "", ALL, ALL, "tests", True, ("tests/crash/test_planted.py",)),
+    Campaign(15, "fuzz", "tests.crash.test_fuzz:case", 20_000, 1_000_000, "directories"),
+    Campaign(15, "fuzz-bytes", "tests.crash.test_fuzz:case_bytes", 20_000, 19_000_000, "inputs"),
+    Campaign(16, "planted", "tests.crash.release:planted", ALL, ALL, "bugs", True, ("tests/planted",)),
 )  # fmt: skip
 
 
@@ -121,6 +124,12 @@ def every_test(seed: int, test: str, variables: dict[str, str]) -> int:
     return 1
 
 
+def planted(seed: int, bug: str, variables: dict[str, str]) -> int:
+    """One planted bug, which the tests that it names must catch."""
+    _command("-m", "tests.planted", "--only", bug)
+    return 1
+
+
 def _command(*words: str, variables: dict[str, str] | None = None) -> None:
     made = subprocess.run(
         [sys.executable, *words],
@@ -131,10 +140,12 @@ def _command(*words: str, variables: dict[str, str] | None = None) -> None:
 
 
 def tests_of(campaign: Campaign) -> list[str]:
-    """The tests in a campaign's files, one by one."""
+    """The tests in a campaign's files, one by one; of planted bugs, their names."""
     missing = [name for name in campaign.files if not (TREE / name).exists()]
     if missing:
         raise LookupError(", ".join(missing))
+    if campaign.function:
+        return sorted(path.stem for name in campaign.files for path in (TREE / name).glob("*.patch"))
     made = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *campaign.files],
         cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -303,7 +314,9 @@ class Progress:
             return self.seed + at, Order(self.campaign.function, self.seed + at)
         variables = dict(self.campaign.variables) if self.release else {}
         at = (at + (self.seed if self.count is not None else 0)) % len(self.tests)
-        return at, Order("tests.crash.release:every_test", self.seed, [self.tests[at], variables])
+        return at, Order(
+            self.campaign.function or "tests.crash.release:every_test", self.seed, [self.tests[at], variables]
+        )
 
     def ended(self, at: int, seed: int, seconds: float, answer: Answer) -> None:
         self.done.open.remove(at)
@@ -507,7 +520,7 @@ def main(words: list[str] | None = None) -> int:
     if given.list:
         for one in campaigns:
             scale = "every test" if one.files else f"{one.on_change:,} / {one.release:,} {one.unit}"
-            where = one.function or " ".join(one.files)
+            where = " ".join(one.files) or one.function
             print(f"{one.number:>2}  {one.name:<13} {scale:<32} {'processes' * one.processes:<10} {where}")
         return 0
     return drive(given, campaigns)

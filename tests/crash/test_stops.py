@@ -183,6 +183,7 @@ class Takeover:
 
     def go_on(self) -> None:
         """It goes on, and is told."""
+        self.told += self.child.lines()
         self.child.signal(signal.SIGCONT)
         for _ in range(LINES):
             if ["fenced"] in self.told:
