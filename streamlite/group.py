@@ -50,6 +50,8 @@ DIRECTORY: Final = "groups"
 _GENERATION: Final = 0
 _GENERATION_MAX: Final = 1 << 62
 _FREED: Final = 1
+_BOOT: Final = 2
+"""Of the machine, whose clock the times in the state and in the words are of."""
 _ASKED: Final = 0
 _PATIENCE: Final = 1
 _WAITING: Final = 2
@@ -102,6 +104,7 @@ class GroupFiles:
             for directory in (DIRECTORY, self.directory, f"{self.directory}/members"):
                 files.make_dir(directory)
             self.control = files.map(f"{self.directory}/control", 0, _PAGE).cast("Q")
+            self._boot = files.boot_id()
         self._state = GroupState()
         self._incarnations: dict[str, int] = {}
         self._loaded = -1  # the generation word that _state is of
@@ -212,6 +215,12 @@ class GroupFiles:
         """Under the lock: take out who died, hangs, or was away too long."""
         state = self.load()
         now_ms = self.now_ms()
+        if self.control[_BOOT] != self._boot:
+            # A monotonic clock begins anew with the machine. By the old one's time who died before would be gone too
+            # early, or keep its partitions for as long as the machine had been up.
+            state = self.apply(states.ClockBegan(now_ms=now_ms))
+            self.control[_FREED] = 0
+            self.control[_BOOT] = self._boot
         for member, found in list(state.members.items()):
             if not found.dead and self.is_dead(member):
                 state = self.apply(states.Died(member=member, now_ms=now_ms))

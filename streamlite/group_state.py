@@ -187,6 +187,12 @@ class TimePassed(msgspec.Struct, frozen=True):
     now_ms: int
 
 
+class ClockBegan(msgspec.Struct, frozen=True):
+    """The machine was started anew, and its clock with it: it is `now_ms`. Who is dead has its whole time again."""
+
+    now_ms: int
+
+
 class PartitionsChanged(msgspec.Struct, frozen=True):
     """These topics exist, with these counts. A topic created anew takes two events: one without it, one with it."""
 
@@ -200,7 +206,7 @@ class Released(msgspec.Struct, frozen=True):
     partitions: Iterable[TopicPartition]
 
 
-Event = Join | Subscribe | Leave | Died | Expired | TimePassed | PartitionsChanged | Released
+Event = Join | Subscribe | Leave | Died | Expired | TimePassed | ClockBegan | PartitionsChanged | Released
 
 
 def apply(state: GroupState, event: Event) -> GroupState:
@@ -316,6 +322,16 @@ def _time_passed(state: GroupState, event: TimePassed) -> GroupState:
     return _without(state, over)
 
 
+def _clock_began(state: GroupState, event: ClockBegan) -> GroupState:
+    members = {
+        one: msgspec.structs.replace(member, deadline_ms=event.now_ms + member.member_timeout_ms)
+        if member.deadline_ms is not None
+        else member
+        for one, member in state.members.items()
+    }
+    return state if members == state.members else _changed(state, members=members)
+
+
 def _partitions_changed(state: GroupState, event: PartitionsChanged) -> GroupState:
     return _planned(state, state.members, dict(event.partitions))
 
@@ -338,8 +354,11 @@ _WITH_MEMBERS: Final[dict[type, _Handler]] = _ALWAYS | {
     Died: _died,
     Expired: _gone,
     TimePassed: _time_passed,
+    ClockBegan: _clock_began,
 }
-_LATE: Final[dict[type, _Handler]] = dict.fromkeys((Subscribe, Leave, Died, Expired, TimePassed, Released), _nothing)
+_LATE: Final[dict[type, _Handler]] = dict.fromkeys(
+    (Subscribe, Leave, Died, Expired, TimePassed, ClockBegan, Released), _nothing
+)
 
 TABLE: Final[dict[Phase, dict[type, _Handler]]] = {
     Phase.EMPTY: _LATE | _ALWAYS,

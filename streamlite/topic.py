@@ -128,7 +128,9 @@ class Topic:
     ) -> Iterator[tuple[Batch, int, int]]:
         """`(batch, first place, place after the last)` within the offsets; batches of other times are left out."""
         for batch in batches_left(partition, start, stop):
-            header = batch.header
+            header, passed = batch.header, start
+            # A batch that compaction has made meanwhile of several may begin before what was handed out.
+            start = max(start, header.next_offset)
             if since_ms is not None and header.max_timestamp < since_ms:
                 continue
             if until_ms is not None and header.base_timestamp >= until_ms:
@@ -136,8 +138,8 @@ class Topic:
             offsets = batch.offsets
             low = 0
             high = len(offsets)
-            if offsets[0] < start:
-                low = sum(offset < start for offset in offsets)
+            if offsets[0] < passed:
+                low = sum(offset < passed for offset in offsets)
             if offsets[-1] >= stop:
                 high = sum(offset < stop for offset in offsets)
             if low < high:

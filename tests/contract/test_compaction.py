@@ -260,6 +260,22 @@ def test_readers_are_not_disturbed(bus: Bus, segment_bytes: int) -> None:
     assert by_partition(polled)[0][-2] == b"later"
 
 
+@pytest.mark.parametrize("read_before", [1, 7, 30, 59])
+def test_who_reads_while_batches_become_one_gets_each_message_once(bus: Bus, read_before: int) -> None:
+    """Compaction packs what stays into larger batches: the one that holds the next message begins before it."""
+    topic = bus.topic("t", segment_bytes=300)
+    for number in range(60):
+        put_apart(bus, topic, b"%d" % number, key=b"k%d" % number)
+    reading, columns = topic.read(), topic.read_columns()
+    read = [next(reading) for _ in range(read_before)]
+    first = [next(columns) for _ in range(read_before)]
+    topic.alter(cleanup="compact", segment_bytes=1 << 20)
+    bus.maintain()
+    read += reading
+    assert offsets(read) == list(range(60))
+    assert [offset for one in [*first, *columns] for offset in one.offsets] == list(range(60))
+
+
 def test_a_group_resumes_in_a_gap(bus: Bus) -> None:
     topic = bus.topic("t", segment_bytes=1)  # not compacted in the background while it is read
     write(bus, topic, *((b"%d" % (number % 2), b"%d" % number) for number in range(20)))

@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import os
 import random
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -569,3 +570,28 @@ def test_whatever_is_interrupted_goes_on(kind: type[Story], where: str, tmp_path
     for n in once if ALL else once[1::4]:
         # An ordinary exception is caught in more places.
         run(kind, location(), n, error=Failed)
+
+
+_moments: dict[tuple[str, str], int] = {}
+
+
+def case(seed: int) -> int:
+    """One story, interrupted at one moment or at two; how often it was."""
+    assert SUPPORTED, REASON
+    rng = random.Random(f"interrupts {seed}")
+    kind = rng.choice([*SENDING, *READING])
+    where = rng.choice(("memory", "memory", "directory"))
+    with tempfile.TemporaryDirectory() as directory:
+        numbers = itertools.count()
+
+        def location() -> str:
+            return ":memory:" if where == "memory" else f"{directory}/{next(numbers)}"
+
+        known = (kind.__name__, where)
+        if known not in _moments:
+            _moments[known] = run(kind, location(), 0).count
+        moments = [rng.randint(1, _moments[known])]
+        if rng.random() < 0.4:
+            moments.append(moments[0] + rng.randint(1, 6))
+        error = rng.choice((Interrupted, Interrupted, Failed))
+        return len(run(kind, location(), *moments, error=error).places)

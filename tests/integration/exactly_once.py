@@ -15,6 +15,7 @@ A process is killed by SIGKILL: by itself, at the n-th write, sync or publicatio
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -61,22 +62,21 @@ class Changed(Exception):
     """Now and then a process changes its mind: its transaction is aborted."""
 
 
-def _die_at(number: int, rng: random.Random) -> None:
+def die_at(number: int, rng: random.Random) -> None:
     """Kill this process at its n-th write, sync or publication from now, before or after it is done."""
     from streamlite import commit
     from streamlite.files.local import LocalFile
     from streamlite.partition import Partition
 
-    left = [number]
+    calls = itertools.count(1)  # one call of C, as threads take part: one of them gets the n-th
 
     def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            left[0] -= 1
-            before = rng.random() < 0.5
-            if left[0] == 0 and before:
+            now = next(calls) == number
+            if now and rng.random() < 0.5:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = function(*args)
-            if left[0] == 0:
+            if now:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -96,7 +96,7 @@ def _work(task: Task) -> None:
     threading.Thread(target=_end_with_the_controller, daemon=True).start()
     rng = random.Random(task.seed)
     if task.dies_at:
-        _die_at(task.dies_at, rng)
+        die_at(task.dies_at, rng)
     with streamlite.open(task.location, sync=task.sync, sync_interval_ms=20) as bus:
         os.write(1, b"begun\n")
         (_process if task.does == "process" else _transfer)(bus, task, rng)

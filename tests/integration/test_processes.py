@@ -201,11 +201,11 @@ def poll_until_interrupted(directory: str) -> None:
 class Alarm:
     """Raises `KeyboardInterrupt` at a random moment, again and again, but not where it would hit the test itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         self.armed = False
         self.count = 0
         signal.signal(signal.SIGALRM, self._ring)
-        self._rng = random.Random(0)
+        self._rng = random.Random(seed)
 
     def _ring(self, number: int, frame: object) -> None:
         if self.armed:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from streamlite.assignor import ASSIGNORS
 from streamlite.group_state import (
+    ClockBegan,
     Died,
     Event,
     Expired,
@@ -49,6 +50,7 @@ events = st.one_of(
     st.builds(Expired, ids),
     st.builds(Died, ids, times),
     st.builds(TimePassed, times),
+    st.builds(ClockBegan, times),
     st.builds(PartitionsChanged, counts),
     st.builds(Released, ids, partitions),
     st.builds(Released, ids, st.just([TopicPartition(topic, number) for topic in TOPICS for number in range(8)])),

@@ -23,6 +23,7 @@ from streamlite.group_state import (
     NOBODY,
     TABLE,
     BadGroupState,
+    ClockBegan,
     Died,
     Event,
     Expired,
@@ -48,7 +49,7 @@ from streamlite.message import TopicPartition
 
 FOUR = {"t": 4}
 ASSIGNORS = ("sticky", "range", "roundrobin")
-EVENTS = (Join, Subscribe, Leave, Died, Expired, TimePassed, PartitionsChanged, Released)
+EVENTS = (Join, Subscribe, Leave, Died, Expired, TimePassed, ClockBegan, PartitionsChanged, Released)
 
 
 def t(*numbers: int, topic: str = "t") -> list[TopicPartition]:
@@ -265,6 +266,15 @@ def test_a_dead_static_member_keeps_its_partitions_until_its_time_is_over() -> N
     assert next_deadline_ms(state) is None
 
 
+@pytest.mark.parametrize("now_ms", [5, 1_000_000])
+def test_a_clock_that_begins_anew_gives_who_is_dead_its_whole_time_again(now_ms: int) -> None:
+    before = settled(after(static("s1"), join("b")))
+    assert apply(before, ClockBegan(now_ms)) is before
+    state = apply(apply(before, Died("s1", 1_000)), ClockBegan(now_ms))
+    assert state.owned == before.owned
+    assert next_deadline_ms(state) == now_ms + 100
+
+
 def test_no_time_at_all_makes_a_static_member_die_like_any_other() -> None:
     state = after(static("s1", member_timeout_ms=0), join("b"), Died("s1", 5))
     assert set(state.members) == {"b"}
@@ -360,7 +370,7 @@ def alphabet(state: GroupState, assignor: str) -> Iterator[Event]:
         yield Released(member, tuple(pending))
         yield Released(member, tuple(state.owned))
         yield from (Released(member, (one,)) for one in pending)
-    yield from (TimePassed(9), TimePassed(10), PartitionsChanged(GROWN), PartitionsChanged(SHRUNK))
+    yield from (TimePassed(9), TimePassed(10), ClockBegan(0), PartitionsChanged(GROWN), PartitionsChanged(SHRUNK))
 
 
 def without_generations(state: GroupState) -> object:
