@@ -28,6 +28,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 from weakref import ref
 
+from streamlite.beginning import store_start
 from streamlite.config import TopicSettings
 from streamlite.context import Context
 from streamlite.counters import (
@@ -53,7 +54,6 @@ from streamlite.counters import (
 )
 from streamlite.device import sync_below, sync_files
 from streamlite.errors import (
-    CorruptionError,
     LockTimeoutError,
     OffsetOutOfRangeError,
     StorageError,
@@ -68,9 +68,7 @@ from streamlite.format import (
     NO_PRODUCER,
     NO_SEQUENCE,
     NO_TRANSACTION,
-    OFFSET_MAX,
     IndexEntry,
-    checksum,
     pack_header,
 )
 from streamlite.locks import Guard
@@ -83,7 +81,6 @@ __all__ = ["Appended", "Outgoing", "Partition", "TopicInfo"]
 
 logger = logging.getLogger("streamlite")
 
-_START_FILE = "start"
 _SETTLE_S = 1.0
 _T = TypeVar("_T")
 
@@ -500,28 +497,6 @@ class Partition:
 
         self.locked(truncate)
 
-    def _store_start(self, offset: int) -> None:
-        data = offset.to_bytes(8, "little")
-        path = f"{self.directory}/{_START_FILE}"
-        self.ctx.files.replace_file(path, data + checksum(data).to_bytes(8, "little"), sync=True)
-
-    def stored_start(self) -> int:
-        """Where the log begins, as was noted down before anything of it was removed; 0 where nothing ever was."""
-        path = f"{self.directory}/{_START_FILE}"
-        try:
-            data = self.ctx.files.read_file(path)
-        except MissingFile:
-            return 0
-        start = int.from_bytes(data[:8], "little")
-        if len(data) != 16 or checksum(data[:8]) != int.from_bytes(data[8:], "little") or start > OFFSET_MAX:
-            raise CorruptionError(
-                f"{path} does not hold the beginning of the log; restore it from a copy, or remove it to get back "
-                "whatever segments are still there",
-                file=path,
-                position=0,
-            )
-        return start
-
     def drop_before(self, offset: int, *, within: bool = False) -> list[Segment]:
         """Under the lock: let the log begin at `offset`, and remove sealed segments that hold nothing from there on.
 
@@ -534,7 +509,7 @@ class Partition:
         if gone:
             self.ctx.preserve(self, segments[len(gone)].base)
         if (gone or within) and offset > slot.get(START):
-            self._store_start(offset)
+            store_start(self.ctx.files, self.directory, offset)
         if gone and slot.get(NAMED) != slot.get(CHANGES):
             # What stays must have its name before what goes loses its own: or offsets would begin anew after a stop.
             self.ctx.files.sync_dir(self.directory)

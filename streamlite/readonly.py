@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from streamlite.beginning import stored_start
 from streamlite.context import Context
 from streamlite.counters import (
     BLOCK_BYTES,
@@ -141,7 +142,7 @@ class Follower:
     def _walk(self, partition: Partition) -> SlotState:
         changes = partition.slot.get(CHANGES)
         segments = partition.log.segments(changes)
-        start = partition.stored_start()
+        start = stored_start(partition.ctx.files, partition.directory)
         found = recover(segments.values(), partial(self._ctx.ledger.committed, partition), start=start)
         if found.active is None or found.tail is None:
             return SlotState(end=start, start=start, incarnation=partition.topic.incarnation, changes=changes)

@@ -10,6 +10,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from streamlite.beginning import stored_start
 from streamlite.counters import (
     ACTIVE,
     BORN,
@@ -75,7 +76,7 @@ def recover_log(partition: Partition) -> None:
     for old in partition.log.superseded:
         partition.log.remove(old)
     partition.log.tidy()
-    start = max(partition.stored_start(), slot.get(START))
+    start = max(stored_start(partition.ctx.files, partition.directory), slot.get(START))
     found = recover(segments.values(), partial(partition.ctx.ledger.committed, partition), slot.get(SYNCED), start)
     for removed in found.removed:
         partition.log.remove(removed)

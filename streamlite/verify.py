@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from streamlite.batch import decode
+from streamlite.beginning import stored_start
 from streamlite.clock import SystemClock
 from streamlite.engine import Engine
 from streamlite.errors import CorruptionError, FormatError, StorageError, StreamliteError
@@ -164,7 +165,7 @@ def _verify_partition(partition: Partition, findings: list[Finding]) -> Partitio
 
 def _ends(partition: Partition, findings: list[Finding]) -> tuple[int, int | None]:
     try:
-        partition.stored_start()
+        stored_start(partition.ctx.files, partition.directory)
     except CorruptionError as error:
         findings.append(Finding(True, error.file, error.position, str(error)))
     try:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = {
     "L0 pure": "errors message config format batch compression serde partitioner assignor group_state",
-    "L1 storage": "files clock segment index log recovery counters handles locks marks",
+    "L1 storage": "files beginning clock segment index log recovery counters handles locks marks",
     "L2 engine": """
         commit compaction context device engine group groups ledger maintenance meta numbering offsets outgoing
         partition reader readonly registry settle syncer ticker wakeup worker
