@@ -527,18 +527,21 @@ class _Device:
         mapped: Sequence[tuple[int, int]],
     ) -> _Content:
         version, data = self.files.get(file, (0, b""))
-        key = (file, version, tuple([(one.number, torn.get(one.number)) for one in changes]), tuple(mapped))
+        key = (file, version, tuple([(one.number, one.safe, torn.get(one.number)) for one in changes]), tuple(mapped))
         found = self._contents.get(key)
         if found is None:
             if changes or mapped:
                 made = bytearray(data)
+                synced = len(data)
                 for one in changes:
                     assert not isinstance(one.change, Named)
+                    if one.safe and isinstance(one.change, Wrote):
+                        synced = max(synced, one.change.position + len(one.change.data))
                     letters = torn.get(one.number)
                     if letters is None:
                         _apply(made, one.change)
                     else:
-                        _tear(made, one.change, letters, len(data))
+                        _tear(made, one.change, letters, synced)
                 for page, at in mapped:
                     stored = self.pages[file, page][at] if at >= 0 else _ZEROS
                     room = max(len(made) - page * PAGE, 0)
