@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         help="never: nobody waits for the device; batch: each batch is synced",
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often all are taken in turn (5)")
-    parser.add_argument("--messages", type=int, default=1_000_000, help="for the fastest; slow ones get a share of them")
+    parser.add_argument("--messages", type=int, default=1_000_000, help="for the fastest; others get a share of them")
     parser.add_argument("--pings", type=int, default=400, help="single messages between two processes (400)")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")

@@ -33,8 +33,8 @@ class RedisStreams(Peer):
     levels = (NEVER, BATCHES)
     share = 0.05
     settings = (
-        "redis-py with hiredis where there; append-only file, appendfsync no (with fsync: always); XADD; XADD, 1,000 in "
-        "a pipeline without MULTI; XREAD COUNT 1,000; key and value as two fields; pings: XADD, XREAD BLOCK"
+        "redis-py with hiredis where there; append-only file, appendfsync no (with fsync: always); XADD; XADD, 1,000 "
+        "in a pipeline without MULTI; XREAD COUNT 1,000; key and value as two fields; pings: XADD, XREAD BLOCK"
     )
 
     @classmethod
@@ -45,7 +45,10 @@ class RedisStreams(Peer):
         fsync = "always" if self.level == BATCHES else "no"
         options = {"port": self.port, "bind": HOST, "dir": self.place, "save": "", "appendonly": "yes"}
         options |= {"appendfsync": fsync, "daemonize": "no"}
-        return [program("redis-server"), *(word for name, value in options.items() for word in (f"--{name}", f"{value}"))]
+        return [
+            program("redis-server"),
+            *(word for name, value in options.items() for word in (f"--{name}", f"{value}")),
+        ]
 
     def open(self, log: str) -> None:
         import redis
@@ -105,8 +108,8 @@ class JetStream(Peer):
     share = 0.02
     settings = (
         "nats-py; a stream in files, sync_interval as it is (with fsync: always, which is each message); publish with "
-        "its acknowledgement; publish_async, 1,000 under way; an ordered push consumer, which needs no acknowledgements; "
-        "no keys; pings: publish, and the same consumer"
+        "its acknowledgement; publish_async, 1,000 under way; an ordered push consumer, which acknowledges nothing; no "
+        "keys; pings: publish, and the same consumer"
     )
 
     @classmethod
@@ -186,10 +189,11 @@ class Kafka(Peer):
     """librdkafka's Python client; the brokers differ."""
 
     modules = ("confluent_kafka",)
+    plain = True
     settings = (
-        "6 partitions, acks=all, linger.ms=5, batch.size 1 MB (as its documentation has it for throughput); produce with "
-        "a poll each 1,000, then flush; produce_batch of 1,000, then flush; consume(1,000) of assigned partitions, no "
-        "group; pings: linger.ms=0, and poll"
+        "6 partitions, acks=all, linger.ms=5, batch.size 1 MB (as its documentation has it for throughput); produce "
+        "with a poll each 1,000, then flush; produce_batch of 1,000, then flush; consume(1,000) of assigned partitions, "
+        "no group; pings: linger.ms=0, and poll"
     )
     throughput: dict[str, Any] = {  # noqa: RUF012
         "linger.ms": 5,
@@ -272,9 +276,18 @@ class Kafka(Peer):
             if message is not None and not message.error():
                 yield [message.value()]
 
+    def produce_plain(self, count: int) -> None:
+        produce, poll, log = self._producer.produce, self._producer.poll, self._log
+        for _ in range(count // len(VALUES)):
+            for value in VALUES:
+                produce(log, value)
+            poll(0)
+        assert not self._producer.flush(PATIENCE_S)
+
     def close(self) -> None:
+        self._producer.flush(PATIENCE_S)
         self._consumer.close()
-        self._producer.purge()
+        del self._producer, self._consumer  # the connections end here, and not when the broker does
 
 
 class KafkaNoida(Kafka):

@@ -40,6 +40,8 @@ class Peer(ABC):
     """Of the messages asked for: a slow one gets fewer, so that each measurement takes about a second."""
     batched: ClassVar[bool] = True
     """Whether it has a way to take many at once."""
+    plain: ClassVar[bool] = False
+    """Whether messages without keys are measured too."""
     shared: ClassVar[bool] = True
     """Whether two processes can use it at once."""
     settings: ClassVar[str]
@@ -78,6 +80,10 @@ class Peer(ABC):
 
     def produce_many(self, count: int) -> None:
         """Hand them over many at a time."""
+        raise NotImplementedError
+
+    def produce_plain(self, count: int) -> None:
+        """Hand them over without keys, for peers where `plain`: what the target of send_many is about."""
         raise NotImplementedError
 
     @abstractmethod

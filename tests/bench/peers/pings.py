@@ -14,7 +14,7 @@ from tests.bench.peers.peer import Peer
 
 ROOT: Final = Path(__file__).parents[3]
 PAUSE_S: Final = 0.001
-WARMING: Final = 50
+WARMING: Final = 20
 """First messages that do not count."""
 
 
@@ -26,9 +26,11 @@ def measure(peer: Peer, log: str, count: int) -> tuple[float, float]:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == b"ready\n", "the other process ended"
+        # One at a time, the next when the other process has the one before: a time on the way, and no queue.
         for _ in range(WARMING + count):
             time.sleep(PAUSE_S)
             peer.ping(b"%d" % time.perf_counter_ns())
+            assert other.stdout.readline() == b"here\n", "the other process ended"
         p50, p99 = json.loads(other.stdout.readline())
         return p50, p99
     finally:
@@ -48,11 +50,13 @@ def receive(name: str, place: str, level: str, port: str, log: str, count: str) 
     taken: list[float] = []
     for values in peer.arrivals():
         now = time.perf_counter_ns()
-        taken += [(now - int(value)) / 1e3 for value in values]
+        for value in values:
+            taken.append((now - int(value)) / 1e3)
+            print("here", flush=True)
         if len(taken) >= WARMING + int(count):
             break
-    taken = taken[WARMING:]
-    print(json.dumps([percentile(taken, 0.5), percentile(taken, 0.99)]), flush=True)
+    counted = taken[WARMING:]
+    print(json.dumps([percentile(counted, 0.5), percentile(counted, 0.99)]), flush=True)
     sys.stdin.read()  # until it is killed: some clients take long to close, or remove what both have open
 
 

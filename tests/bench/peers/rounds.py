@@ -6,7 +6,7 @@ import gc
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -37,7 +37,9 @@ class Found:
     """What the rounds found: for each peer and measure a figure a round."""
 
     rates: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    """Messages a second by (peer, `produce` or `produce_many` or `consume`), microseconds by (peer, `p50` or `p99`)."""
+    """By peer and measure: `produce`, `produce_many`, `produce_plain`, `consume` in messages a second; `p50` and `p99`
+    of pings in microseconds.
+    """
     absent: dict[str, str] = field(default_factory=dict)
     """Peers that did not take part, and why."""
 
@@ -81,29 +83,38 @@ def measure(names: Iterable[str], setting: Setting, say: Callable[[str], None]) 
                 except ServerError as error:
                     why = str(error)
             found.absent[name] = why
-        for number in range(setting.rounds):
-            for peer in peers:
-                say(f"round {number + 1}: {peer.name}")
-                _round(peer, setting, number, found)
+        # A first round that does not count: a JVM compiles, a file system and its caches settle.
+        _rounds(peers, replace(setting, rounds=1, messages=max(DISTINCT, setting.messages // 10)), say, Found(), "warm")
+        _rounds(peers, setting, say, found, "log")
     return found
 
 
-def _round(peer: Peer, setting: Setting, number: int, found: Found) -> None:
+def _rounds(peers: list[Peer], setting: Setting, say: Callable[[str], None], found: Found, log: str) -> None:
+    for number in range(setting.rounds):
+        # Another one begins each time: what the one before leaves to the disk does not always meet the same one.
+        for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
+            say(f"{log} {number + 1} of {setting.rounds}: {peer.name}")
+            _round(peer, setting, f"{log}-{number}", found)
+
+
+def _round(peer: Peer, setting: Setting, log: str, found: Found) -> None:
     count = setting.count(peer)
-    peer.open(f"log-{number}")
+    peer.open(log)
     try:
         for name, step in (("produce", peer.produce), ("consume", peer.consume)):
             found.note(peer.name, name, count / _timed(step, count))
     finally:
         peer.close()
-    if peer.batched:
-        peer.open(f"many-{number}")
-        try:
-            found.note(peer.name, "produce_many", count / _timed(peer.produce_many, count))
-        finally:
-            peer.close()
+    more = {"produce_many": (peer.batched, peer.produce_many), "produce_plain": (peer.plain, peer.produce_plain)}
+    for name, (has, step) in more.items():
+        if has:
+            peer.open(f"{log}-{name}")
+            try:
+                found.note(peer.name, name, count / _timed(step, count))
+            finally:
+                peer.close()
     if peer.shared:
-        p50, p99 = pings.measure(peer, f"pings-{number}", setting.pings)
+        p50, p99 = pings.measure(peer, f"{log}-pings", setting.pings)
         found.note(peer.name, "p50", p50)
         found.note(peer.name, "p99", p99)
 

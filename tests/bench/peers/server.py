@@ -1,7 +1,7 @@
 """Starting what a peer is a client of, and ending it whatever happens to the bench, its being killed included.
 
-Between the two stands a guard, a small process that reads its standard input: when the bench ends, however it ends, that
-input ends too, and the guard ends the server.
+Between the two stands a guard, a small process that reads its standard input: when the bench ends, however it ends,
+that input ends too, and the guard ends the server.
 """
 
 from __future__ import annotations
