@@ -192,7 +192,7 @@ class Kafka(Peer):
     plain = True
     settings = (
         "6 partitions, acks=all, linger.ms=5, batch.size 1 MB (as its documentation has it for throughput); produce "
-        "with a poll each 1,000, then flush; produce_batch of 1,000, then flush; consume(1,000) of assigned partitions, "
+        "with a poll each 1,000, then flush; produce_batch of 1,000, then flush; consume(1,000), partitions assigned, "
         "no group; pings: linger.ms=0, and poll"
     )
     throughput: dict[str, Any] = {  # noqa: RUF012
