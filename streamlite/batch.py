@@ -35,7 +35,7 @@ from streamlite.format import (
 )
 from streamlite.message import Columns, Header, Message
 
-__all__ = ["Batch", "decode", "encode_payload", "timestamp_steps"]
+__all__ = ["Batch", "decode", "encode_payload", "encode_single", "timestamp_steps"]
 
 Timestamps = list[int] | dict[int, int] | None
 Headers = Sequence[Header]
@@ -76,6 +76,13 @@ def encode_payload(
     while columns and columns[-1] is None:
         columns.pop()
     return _encode(columns)
+
+
+def encode_single(key: bytes | None, value: bytes | None) -> bytes:
+    """As `encode_payload` of one message that has the header's timestamp and no headers."""
+    if value is None:
+        return _encode(() if key is None else ((key,),))
+    return _encode((None if key is None else (key,), (value,)))
 
 
 def _squeeze(column: Sequence[Any] | None) -> Sequence[Any] | None:
@@ -195,11 +202,12 @@ def _fill(column: list[Any] | None, count: int, what: str) -> list[Any]:
 
 def _timestamps(header: BatchHeader, column: Timestamps) -> list[int]:
     base, count = header.base_timestamp, header.count
+    if column is None and base <= header.max_timestamp:
+        return [base] * count
     greatest = max(column.values() if isinstance(column, dict) else column or (), default=0)
     if base + greatest > header.max_timestamp:
         raise BadBatch(f"timestamps up to {base + greatest} in a batch that ends at {header.max_timestamp}")
-    if column is None:
-        return [base] * count
+    assert column is not None
     if isinstance(column, list):
         if len(column) != count:
             raise BadBatch(f"{len(column)} timestamps in a batch of {count}")
