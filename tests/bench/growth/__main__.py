@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     steep = False
     for name in [] if asked.draw else asked.axes or AXES:
-        axis = AXES[name](Setting(asked.directory), asked.most)
+        axis = AXES[name](Setting(asked.directory, asked.rounds), asked.most)
         print(f"{name}: {', '.join(f'{step:,}' for step in axis.steps)}", flush=True)
-        curves = list(axis.run())
+        curves = axis.run()
         for curve in curves:
             print(_line(curve), flush=True)
             steep = steep or not curve.ok
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description=__doc__)
     parser.add_argument("axes", nargs="*", choices=[[], *AXES], metavar="AXIS", help=f"which: {' '.join(AXES)} (all)")
     parser.add_argument("--most", type=int, help="leave out steps beyond this; 100,000,000 messages take 12 GB of disk")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all steps are taken in turn (5)")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--out", type=Path, help="where growth.json and images/ are")
     parser.add_argument("--draw", action="store_true", help="measure nothing: draw what growth.json has")

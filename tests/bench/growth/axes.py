@@ -1,10 +1,12 @@
-"""The axes: each makes a bus larger step by step and measures at every step what a user would notice.
+"""The axes: each has a bus for each of its steps, one larger than the other, and measures what a user notices.
 
-A step's figure is the least of a few tries: what must not grow is the work, and noise only ever adds to it.
+The steps are taken in turn, some rounds long, so that what else the machine does meets them all. A step's figure is the
+least of all rounds: what must not grow is the work, and noise only ever adds to it.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +18,11 @@ import streamlite
 from streamlite import Bus, Topic, TopicPartition
 from tests.bench.case import PAIRS, VALUES, Setting
 from tests.bench.child import child
-from tests.bench.growth.fit import LINEAR, Curve
+from tests.bench.growth.fit import FLAT, LINEAR, Curve
 from tests.bench.memory import memory_of
 from tests.bench.size import fill
 from tests.bench.throughput import PATIENCE_S
 
-TRIES: Final = 5
 SOME: Final = 20_000
 """Messages to send or to poll at each step."""
 SEEKS: Final = 50
@@ -42,11 +43,6 @@ with streamlite.open(sys.argv[1], sync="never") as bus, bus.consumer() as consum
 print(max(peak() - before, 1), seen)
 """
 """Open, read some messages of one partition, seek: what a small reader of a large bus does."""
-
-
-def least(measure: Callable[[], float], tries: int = TRIES) -> float:
-    """The least of a few tries."""
-    return min(measure() for _ in range(tries))
 
 
 def sending(bus: Bus, topic: Topic, pairs: Sequence[tuple[bytes | None, bytes]], count: int, **options: Any) -> float:
@@ -101,7 +97,7 @@ def seeking(bus: Bus, topic: str, count: int) -> float:
 
 
 class Axis:
-    """One axis: its steps, and curves that `measure` adds a point to at each of them."""
+    """One axis: its steps, and a curve for each measure."""
 
     name: str
     steps: tuple[int, ...]
@@ -111,62 +107,60 @@ class Axis:
     def __init__(self, setting: Setting, most: int | None = None) -> None:
         self.setting = setting
         self.steps = tuple(step for step in self.steps if most is None or step <= most)
+        self._least: dict[tuple[str, int], float] = {}
         self._curves: dict[str, Curve] = {}
 
-    def run(self) -> Iterator[Curve]:
-        """All steps; the curves when they are complete."""
-        with self.prepare() as measure:
-            for step in self.steps:
-                measure(step)
-                print(f"  {self.label} {step:,}", flush=True)
-        yield from self._curves.values()
+    def run(self) -> list[Curve]:
+        """All steps, in turn."""
+        with ExitStack() as stack:
+            measures = [(step, stack.enter_context(self.at(step))) for step in self.steps]
+            for number in range(self.setting.rounds):
+                for step, measure in measures:
+                    gc.collect()
+                    measure()
+                    print(f"  round {number + 1}: {step:,}", flush=True)
+        for (what, n), figure in self._least.items():
+            self._curves[what].points.append((n, figure))
+        return list(self._curves.values())
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
-        """What all steps need; gives what measures at one."""
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
+        """Make what a step needs; gives what measures there once."""
         raise NotImplementedError
         yield
 
-    def note(self, n: int, what: str, unit: str, figure: float, limit: float | None = -1.0) -> None:
-        """One point. The limit is that of a logarithm unless another is given."""
-        if what not in self._curves:
-            self._curves[what] = Curve(self.name, what, unit)
-            if limit != -1.0:
-                self._curves[what].limit = limit
-        self._curves[what].points.append((n, figure))
+    def note(self, n: int, what: str, unit: str, figure: float, limit: float | None = FLAT) -> None:
+        """What was measured once at one step."""
+        self._curves.setdefault(what, Curve(self.name, what, unit, limit))
+        self._least[what, n] = min(figure, self._least.get((what, n), figure))
 
-    def memory(self, n: int, place: str, topic: str, limit: float | None = -1.0, count: int = SOME) -> None:
+    def memory(self, n: int, place: str, topic: str, count: int = SOME, limit: float | None = FLAT) -> None:
         """Of a small reader, in a process of its own."""
-        self.note(
-            n, "memory of a small reader", "MiB", least(lambda: memory_of(READ, place, topic, count)[0], 2), limit
-        )
+        self.note(n, "memory of a small reader", "MiB", memory_of(READ, place, topic, count)[0], limit)
 
 
 class Messages(Axis):
-    """One partition that becomes longer."""
+    """One partition that is longer and longer."""
 
     name = "messages"
     label = "messages in a partition"
     steps = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
         with self.setting.scratch() as place:
-            there = 0
+            with streamlite.open(place, sync="never") as bus:
+                fill(bus, n)
+                bus.sync()  # or the disk is still busy with it when the clock runs
 
-            def measure(n: int) -> None:
-                nonlocal there
+            def measure() -> None:
+                some = min(n, SOME)
                 with streamlite.open(place, sync="never") as bus:
-                    fill(bus, n - there)
-                    there = n
-                    some = min(n, SOME)
-                    self.note(n, "poll", "ns", least(lambda: polling(bus, "t", some)))
-                    self.note(n, "seek and first message", "ms", least(lambda: seeking(bus, "t", n)))
-                    self.note(n, "send", "ns", least(lambda: sending(bus, bus.topic("t"), PAIRS, SOME)))
-                    there += TRIES * SOME
-                self.note(n, "open, first read and append", "ms", least(lambda: opening(place, "t")))
-                there += TRIES
-                self.memory(n, place, "t", count=some)
+                    self.note(n, "poll", "ns", polling(bus, "t", some))
+                    self.note(n, "seek and first message", "ms", seeking(bus, "t", n))
+                    self.note(n, "send", "ns", sending(bus, bus.topic("t"), PAIRS, SOME))
+                self.note(n, "open, first read and append", "ms", opening(place, "t"))
+                self.memory(n, place, "t", some)
 
             yield measure
 
@@ -177,28 +171,31 @@ class Partitions(Axis):
     name = "partitions"
     label = "partitions of a topic"
     steps = (1, 10, 100, 1_000, 10_000)
+    plain: Final[list[tuple[None, bytes]]] = [(None, value) for value in VALUES]
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
-        def measure(n: int) -> None:
-            with self.setting.scratch() as place:
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
+        with self.setting.scratch() as place:
+            with streamlite.open(place, sync="never") as bus:
+                begun = perf_counter_ns()
+                topic = bus.topic("t", partitions=n)
+                self.note(n, "create, a partition", "us", (perf_counter_ns() - begun) / 1e3 / n)
+                sending(bus, topic, self.plain, SOME, partition=0)
+
+            def measure() -> None:
+                self.note(n, "open, first read and append", "ms", opening(place, "t"))
                 with streamlite.open(place, sync="never") as bus:
-                    begun = perf_counter_ns()
-                    topic = bus.topic("t", partitions=n)
-                    self.note(n, "create, a partition", "us", (perf_counter_ns() - begun) / 1e3 / n)
-                    plain: list[tuple[None, bytes]] = [(None, value) for value in VALUES]
-                    self.note(n, "send to one", "ns", least(lambda: sending(bus, topic, plain, SOME, partition=0)))
-                    self.note(n, "poll one", "ns", least(lambda: polling(bus, "t", SOME)))
-                    # So much of it is what a batch costs, which grows with the partitions that each millisecond's
-                    # messages fall on, until each message is a batch of its own: 1,000 keys, 1,000 partitions at most.
-                    spread = least(lambda: sending(bus, topic, PAIRS, SOME), 3)
-                    self.note(n, "send to all, 1,000 keys", "ns", spread, None)
+                    topic = bus.topic("t")
+                    self.note(n, "send to one", "ns", sending(bus, topic, self.plain, SOME, partition=0))
+                    self.note(n, "poll one", "ns", polling(bus, "t", SOME))
+                    # What a batch costs is in it, and more of them the more partitions a millisecond's messages fall
+                    # on, until each message is a batch of its own.
+                    self.note(n, "send to all, 1,000 keys", "ns", sending(bus, topic, PAIRS, SOME), None)
                     # Whoever reads n partitions must look each of them up once.
-                    self.note(n, "consumer of all, a partition", "us", least(lambda: self._joining(bus) / n, 3))
-                self.note(n, "open, first read and append", "ms", least(lambda: opening(place, "t"), 3))
+                    self.note(n, "consumer of all, a partition", "us", self._joining(bus) / n)
                 self.memory(n, place, "t")
 
-        yield measure
+            yield measure
 
     def _joining(self, bus: Bus) -> float:
         begun = perf_counter_ns()
@@ -208,29 +205,28 @@ class Partitions(Axis):
 
 
 class Topics(Axis):
-    """A bus of ever more topics, a few messages in each."""
+    """A bus of ever more topics, messages in one of them."""
 
     name = "topics"
     label = "topics of a bus"
     steps = (1, 10, 100, 1_000, 10_000)
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
         with self.setting.scratch() as place:
-            there = 0
+            with streamlite.open(place, sync="never") as bus:
+                begun = perf_counter_ns()
+                for number in range(n):
+                    bus.create_topic(f"t{number}")
+                self.note(n, "create, a topic", "us", (perf_counter_ns() - begun) / 1e3 / n)
+                sending(bus, bus.topic("t0"), PAIRS, SOME)
 
-            def measure(n: int) -> None:
-                nonlocal there
+            def measure() -> None:
+                self.note(n, "open, first read and append", "ms", opening(place, "t0"))
                 with streamlite.open(place, sync="never") as bus:
-                    begun, made = perf_counter_ns(), n - there
-                    for number in range(there, n):
-                        bus.create_topic(f"t{number}")
-                    there = n
-                    self.note(n, "create, a topic", "us", (perf_counter_ns() - begun) / 1e3 / made)
                     topic = bus.topic("t0")
-                    self.note(n, "send to one", "ns", least(lambda: sending(bus, topic, PAIRS, SOME)))
-                    self.note(n, "poll one", "ns", least(lambda: polling(bus, "t0", SOME)))
-                self.note(n, "open, first read and append", "ms", least(lambda: opening(place, "t0")))
+                    self.note(n, "send to one", "ns", sending(bus, topic, PAIRS, SOME))
+                    self.note(n, "poll one", "ns", polling(bus, "t0", SOME))
                 self.memory(n, place, "t0")
 
             yield measure
@@ -244,23 +240,20 @@ class Groups(Axis):
     steps = (1, 10, 100, 1_000)
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
         with self.setting.scratch() as place:
             with streamlite.open(place, sync="never") as bus:
                 fill(bus, SOME)
-            there = 0
+                for number in range(n):
+                    self._visit(bus, f"g{number}")
 
-            def measure(n: int) -> None:
-                nonlocal there
+            def measure() -> None:
+                self.note(n, "open, first read and append", "ms", opening(place, "t"))
+                self.note(n, "open, join and first message", "ms", self._return(place))
                 with streamlite.open(place, sync="never") as bus:
-                    for number in range(there, n):
-                        self._visit(bus, f"g{number}")
-                    there = n
-                    self.note(n, "join, first message, commit, leave", "ms", least(lambda: self._visit(bus, "g0")))
-                    self.note(n, "commit", "us", least(lambda: self._commits(bus)))
-                    self.note(n, "poll in a group", "ns", least(lambda: self._polls(bus)))
-                self.note(n, "open, first read and append", "ms", least(lambda: opening(place, "t")))
-                self.note(n, "open, join and first message", "ms", least(lambda: self._return(place)))
+                    self.note(n, "join, message, commit, leave", "ms", self._visit(bus, "g0"))
+                    self.note(n, "commit", "us", self._commits(bus))
+                    self.note(n, "poll in a group", "ns", self._polls(bus))
                 self.memory(n, place, "t")
 
             yield measure
@@ -303,25 +296,25 @@ class Processes(Axis):
     steps = (1, 2, 4, 8, 16, 32)
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
-        def measure(n: int) -> None:
-            with self.setting.scratch() as place:
-                with streamlite.open(place, sync="never") as bus:
-                    fill(bus, SOME)
-                self.note(n, "send from all at once, a message of all", "ns", least(lambda: self._senders(place, n), 3))
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
+        with self.setting.scratch() as place:
+            with streamlite.open(place, sync="never") as bus:
+                fill(bus, SOME)
+
+            def measure() -> None:
+                self.note(n, "send from all, a message of all", "ns", self._senders(place, n))
                 with ExitStack() as stack:
                     # They wait at the log's end, each as the member of a group of its own.
                     others = [stack.enter_context(child("member", place, f"g{number}")) for number in range(n)]
                     for other in others:
                         other.hear()
-                    self.note(n, "open, first read and append", "ms", least(lambda: opening(place, "t")))
+                    self.note(n, "open, first read and append", "ms", opening(place, "t"))
                     with streamlite.open(place, sync="never") as bus:
-                        # With more processes that want to run than cores, theirs is in it, and waking each has a cost.
-                        taken = least(lambda: sending(bus, bus.topic("t"), PAIRS, SOME), 3)
-                        self.note(n, "send while all read", "ns", taken, None)
+                        # Each of them reads what is sent, and there are two cores: shown, and nothing asked of it.
+                        self.note(n, "send while all read", "ns", sending(bus, bus.topic("t"), PAIRS, SOME), None)
                     self.memory(n, place, "t")
 
-        yield measure
+            yield measure
 
     def _senders(self, place: str, n: int) -> float:
         each = max(1, SOME * 4 // n // 1_000) * 1_000
@@ -344,22 +337,24 @@ class Sizes(Axis):
     total: Final = 64 << 20
 
     @contextmanager
-    def prepare(self) -> Iterator[Callable[[int], None]]:
-        def measure(n: int) -> None:
-            count = max(5, min(SOME, self.total // n))
-            pairs: list[tuple[None, bytes]] = [
-                (None, random.Random(n + at).randbytes(n)) for at in range(min(count, 20))
-            ]
-            with self.setting.scratch() as place:
-                with streamlite.open(place, sync="never") as bus:
-                    topic = bus.topic("t")
-                    self.note(n, "send", "us", least(lambda: sending(bus, topic, pairs, count) / 1e3, 3), LINEAR)
-                    self.note(n, "poll", "us", least(lambda: polling(bus, "t", count) / 1e3, 3), LINEAR)
-                    self.note(n, "seek and first message", "ms", least(lambda: seeking(bus, "t", count)), LINEAR)
-                self.note(n, "open, first read and append", "ms", least(lambda: opening(place, "t")), LINEAR)
-                self.memory(n, place, "t", LINEAR, min(count, 2_000))
+    def at(self, n: int) -> Iterator[Callable[[], None]]:
+        count = max(5, min(SOME, self.total // n))
+        draw = random.Random(n)
+        pairs: list[tuple[None, bytes]] = [(None, draw.randbytes(n)) for _ in range(min(count, 20))]
+        with self.setting.scratch() as place:
+            with streamlite.open(place, sync="never") as bus:
+                sending(bus, bus.topic("t"), pairs, count)
 
-        yield measure
+            def measure() -> None:
+                with streamlite.open(place, sync="never") as bus:
+                    taken = sending(bus, bus.topic("more", retention_bytes=self.total), pairs, count)
+                    self.note(n, "send", "us", taken / 1e3, LINEAR)
+                    self.note(n, "poll", "us", polling(bus, "t", count) / 1e3, LINEAR)
+                    self.note(n, "seek and first message", "ms", seeking(bus, "t", count), LINEAR)
+                self.note(n, "open, first read and append", "ms", opening(place, "t"), LINEAR)
+                self.memory(n, place, "t", min(count, 2_000), LINEAR)
+
+            yield measure
 
 
 AXES: Final = {axis.name: axis for axis in (Messages, Partitions, Topics, Groups, Processes, Sizes)}
