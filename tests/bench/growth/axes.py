@@ -166,7 +166,7 @@ class Messages(Axis):
 
 
 class Partitions(Axis):
-    """A topic of ever more partitions."""
+    """A topic of ever more partitions. Opening sets a few words for each, a topic has an object for each."""
 
     name = "partitions"
     label = "partitions of a topic"
@@ -183,7 +183,7 @@ class Partitions(Axis):
                 sending(bus, topic, self.plain, SOME, partition=0)
 
             def measure() -> None:
-                self.note(n, "open, first read and append", "ms", opening(place, "t"))
+                self.note(n, "open, first read and append", "ms", opening(place, "t"), LINEAR)
                 with streamlite.open(place, sync="never") as bus:
                     topic = bus.topic("t")
                     self.note(n, "send to one", "ns", sending(bus, topic, self.plain, SOME, partition=0))
@@ -193,7 +193,7 @@ class Partitions(Axis):
                     self.note(n, "send to all, 1,000 keys", "ns", sending(bus, topic, PAIRS, SOME), None)
                     # Whoever reads n partitions must look each of them up once.
                     self.note(n, "consumer of all, a partition", "us", self._joining(bus) / n)
-                self.memory(n, place, "t")
+                self.memory(n, place, "t", limit=LINEAR)
 
             yield measure
 
@@ -205,7 +205,7 @@ class Partitions(Axis):
 
 
 class Topics(Axis):
-    """A bus of ever more topics, messages in one of them."""
+    """A bus of ever more topics, messages in one of them. Opening sets a few words for each of them."""
 
     name = "topics"
     label = "topics of a bus"
@@ -222,12 +222,12 @@ class Topics(Axis):
                 sending(bus, bus.topic("t0"), PAIRS, SOME)
 
             def measure() -> None:
-                self.note(n, "open, first read and append", "ms", opening(place, "t0"))
+                self.note(n, "open, first read and append", "ms", opening(place, "t0"), LINEAR)
                 with streamlite.open(place, sync="never") as bus:
                     topic = bus.topic("t0")
                     self.note(n, "send to one", "ns", sending(bus, topic, PAIRS, SOME))
                     self.note(n, "poll one", "ns", polling(bus, "t0", SOME))
-                self.memory(n, place, "t0")
+                self.memory(n, place, "t0", limit=LINEAR)
 
             yield measure
 
@@ -293,7 +293,7 @@ class Processes(Axis):
 
     name = "processes"
     label = "processes"
-    steps = (1, 2, 4, 8, 16, 32)
+    steps = (1, 2, 4, 8, 16)
 
     @contextmanager
     def at(self, n: int) -> Iterator[Callable[[], None]]:
@@ -317,7 +317,7 @@ class Processes(Axis):
             yield measure
 
     def _senders(self, place: str, n: int) -> float:
-        each = max(1, SOME * 4 // n // 1_000) * 1_000
+        each = max(1, SOME * 10 // n // 1_000) * 1_000
         with ExitStack() as stack:
             others = [stack.enter_context(child("send", place, each)) for _ in range(n)]
             for other in others:
@@ -338,9 +338,9 @@ class Sizes(Axis):
 
     @contextmanager
     def at(self, n: int) -> Iterator[Callable[[], None]]:
-        count = max(5, min(SOME, self.total // n))
         draw = random.Random(n)
-        pairs: list[tuple[None, bytes]] = [(None, draw.randbytes(n)) for _ in range(min(count, 20))]
+        pairs: list[tuple[None, bytes]] = [(None, draw.randbytes(n)) for _ in range(max(5, min(20, self.total // n)))]
+        count = max(1, min(SOME, self.total // n) // len(pairs)) * len(pairs)
         with self.setting.scratch() as place:
             with streamlite.open(place, sync="never") as bus:
                 sending(bus, bus.topic("t"), pairs, count)

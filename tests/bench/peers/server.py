@@ -20,17 +20,18 @@ from tests.bench.peers.peer import PATIENCE_S, Peer
 GRACE_S: Final = 5.0
 
 GUARD: Final = f"""
-import subprocess, sys, threading
+import os, subprocess, sys, threading
 server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 def guard():
-    sys.stdin.buffer.read()
+    while os.read(0, 1):
+        pass
     server.terminate()
     try:
         server.wait({GRACE_S})
     except subprocess.TimeoutExpired:
         server.kill()
 threading.Thread(target=guard, daemon=True).start()
-sys.exit(server.wait())
+os._exit(server.wait() & 255)  # whatever the other thread waits for
 """
 
 
