@@ -166,8 +166,10 @@ class BulkBatch(Batch):
 
 
 def _buckets(parts: Sequence[Part]) -> dict[Part, list[int]]:
-    """The places of each part's messages. Not their rows: a tuple for each is half as much again, and up to five times
-    where the garbage collector goes through them.
+    """The places of each part's messages.
+
+    Not their rows: a tuple for each takes half as much again, and up to five times where the garbage collector goes
+    through them.
     """
     places: dict[Part, list[int]] = {part: [] for part in dict.fromkeys(parts)}
     pushes = {part: bucket.append for part, bucket in places.items()}

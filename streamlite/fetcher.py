@@ -38,8 +38,8 @@ class Track:
     """One assigned partition of one consumer."""
 
     __slots__ = (
-        "at", "batch", "began", "committed", "cursor", "key", "loaded", "noted", "ownership", "partition", "paused", "position",
-        "processed", "seen_end", "told", "tp", "value",
+        "at", "batch", "began", "committed", "cursor", "key", "loaded", "noted", "ownership", "partition", "paused",
+        "position", "processed", "seen_end", "told", "tp", "value",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int, types: tuple[Serde | None, Serde | None]) -> None:
@@ -256,8 +256,7 @@ class Fetcher:
                     track.partition.settle_if_free()
 
     def serve(self, room: int, take: Callable[[Track, int], int]) -> None:
-        """Let `take(track, most)` take from ready tracks in turn, until `room` messages are taken, or it is enough in
-        bytes, or none is left.
+        """Let `take(track, most)` take from ready tracks in turn, until there are `room` messages, enough bytes or no more.
 
         `take` says how many it took; 0 means that the track is at its end.
         """
