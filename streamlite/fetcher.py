@@ -256,7 +256,7 @@ class Fetcher:
                     track.partition.settle_if_free()
 
     def serve(self, room: int, take: Callable[[Track, int], int]) -> None:
-        """Let `take(track, most)` take from ready tracks in turn, until there are `room` messages, enough bytes or no more.
+        """Let `take(track, most)` take from ready tracks in turn, to `room` messages, enough bytes, or the end of all.
 
         `take` says how many it took; 0 means that the track is at its end.
         """
