@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from operator import add
+from operator import add, itemgetter
 from typing import Any
 
 from streamlite.batch import Peeled, timestamp_steps
@@ -91,11 +91,12 @@ class BulkColumns:
         assert keys is not None
         parts = self._parts(lane, keys)
         batches: list[Batch] = []
-        for part, rows in _buckets(parts, values, keys, times, headers):
-            columns = list(zip(*rows, strict=True))
-            times_here = None if times is None else columns[2]
-            headers_here = None if headers is None else columns[-1]
-            batches.append(BulkBatch(sender, part, columns[0], columns[1], times_here, headers_here, now_ms, told=told))
+        for part, places in _buckets(parts).items():
+            pick = _picker(places)
+            times_here = None if times is None else pick(times)
+            headers_here = None if headers is None else pick(headers)
+            columns = (pick(values), pick(keys), times_here, headers_here)
+            batches.append(BulkBatch(sender, part, *columns, now_ms, told=told))
         placed = [part.partition.number for part in parts]
         return Piece({batch.partition: batch for batch in batches}, placed, stop - start), batches
 
@@ -265,18 +266,25 @@ class BulkBatch(Batch):
         self._columns = None
 
 
-def _buckets(
-    parts: Sequence[Part], values: Any, keys: Any, times: Any, headers: Any
-) -> Iterator[tuple[Part, list[tuple[Any, ...]]]]:
-    """The rows of each part: value, key, then timestamp and headers where there are such columns."""
-    columns = [column for column in (values, keys, times, headers) if column is not None]
-    rows: dict[Part, list[tuple[Any, ...]]] = {}
-    for part in set(parts):
-        rows[part] = []
-    pushes = {part: bucket.append for part, bucket in rows.items()}
-    for part, row in zip(parts, zip(*columns, strict=True), strict=True):
-        pushes[part](row)
-    yield from rows.items()
+def _buckets(parts: Sequence[Part]) -> dict[Part, list[int]]:
+    """The places of each part's messages.
+
+    Not their rows: a tuple for each takes half as much again, and up to five times where the garbage collector goes
+    through them.
+    """
+    places: dict[Part, list[int]] = {part: [] for part in dict.fromkeys(parts)}
+    pushes = {part: bucket.append for part, bucket in places.items()}
+    for push, place in zip(map(pushes.__getitem__, parts), range(len(parts)), strict=True):
+        push(place)
+    return places
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What takes the elements at `places` from a column; `itemgetter` of one place would give the bare element."""
+    if len(places) == 1:
+        (place,) = places
+        return lambda column: (column[place],)
+    return itemgetter(*places)
 
 
 def _bisect(sums: Sequence[int], limit: int, start: int, most: int) -> int:

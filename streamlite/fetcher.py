@@ -25,6 +25,10 @@ from streamlite.serde import Serde
 
 __all__ = ["Fetcher", "Track"]
 
+_SERVED_BYTES: Final = 16 << 20
+"""What one call takes of batches, in bytes of their contents, and then no further batch: a thousand messages may have
+16 MiB each. Kafka's `fetch.max.bytes` is there for the same reason.
+"""
 _WORD: Final = 8
 _FEW: Final = 4
 """So many partitions of a page are looked at one by one, which takes less time than to copy and compare the page."""
@@ -34,8 +38,8 @@ class Track:
     """One assigned partition of one consumer."""
 
     __slots__ = (
-        "at", "batch", "began", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
-        "processed", "seen_end", "told", "tp", "value",
+        "at", "batch", "began", "committed", "cursor", "key", "loaded", "noted", "ownership", "partition", "paused",
+        "position", "processed", "seen_end", "told", "tp", "value",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int, types: tuple[Serde | None, Serde | None]) -> None:
@@ -53,6 +57,7 @@ class Track:
         self.told = False  # whether the application was told that it is assigned
         self.batch: Batch | None = None  # decoded and not all handed out; `at` is the next of it
         self.at = 0
+        self.loaded = 0  # bytes of contents of the batch read last, until `serve` has counted them
         self.seen_end = -1  # the published end at the last look, where few partitions are read
 
     def seek(self, offset: int) -> None:
@@ -87,6 +92,7 @@ class Track:
         following = batch.header.next_offset
         # Together, with no call in between: or a signal handler that raises there has this batch passed over.
         self.at, cursor.offset, self.batch = at, following, batch
+        self.loaded = batch.header.content_bytes
         return batch
 
     def _pass_gap(self, offset: int) -> None:
@@ -260,21 +266,23 @@ class Fetcher:
                     track.partition.settle_if_free()
 
     def serve(self, room: int, take: Callable[[Track, int], int]) -> None:
-        """Let `take(track, most)` take from ready tracks in turn, until `room` messages are taken or none is left.
+        """Let `take(track, most)` take from ready tracks in turn, to `room` messages, enough bytes, or the end of all.
 
         `take` says how many it took; 0 means that the track is at its end.
         """
-        ready = self._ready
-        while room > 0 and ready:
+        ready, left = self._ready, _SERVED_BYTES
+        while room > 0 and left > 0 and ready:
             track = next(iter(ready))
             if track.paused or self.tracks.get(track.tp) is not track:
                 ready.pop(track, None)
                 continue
             taken = take(track, room)
             room -= taken
+            left -= track.loaded
+            track.loaded = 0
             if not taken or track.is_through():
                 ready.pop(track, None)
-            elif room <= 0 and track in ready:
+            elif (room <= 0 or left <= 0) and track in ready:
                 ready.move_to_end(track)  # another one's turn next time
 
 

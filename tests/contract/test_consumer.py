@@ -238,6 +238,23 @@ def test_poll_gives_no_more_than_max_poll_messages(bus: Bus) -> None:
 
 
 @pytest.mark.needs("clock")
+@pytest.mark.parametrize("columns", [False, True], ids=["messages", "columns"])
+def test_what_a_call_gives_is_bounded_in_bytes(bus: Bus, columns: bool) -> None:
+    topic = bus.topic("t", partitions=2)
+    with bus.producer() as producer:
+        for number in range(48):
+            producer.send(topic, bytes(1 << 20), partition=number % 2)
+    calls = []
+    with bus.consumer("t") as consumer:
+        while sum(calls) < 48:
+            found = consumer.poll_columns(PATIENCE) if columns else consumer.poll(PATIENCE)
+            assert found, calls
+            calls.append(sum(len(one.values) for one in found) if columns else len(found))
+    # 16 MiB, and what the last batch has beyond them: a thousand messages of this size would be a gigabyte.
+    assert max(calls) <= 18
+    assert sum(calls) == 48
+
+
 def test_poll_waits_as_long_as_told(bus: Bus, clock: VirtualClock) -> None:
     bus.topic("t")
     with bus.consumer("t") as consumer:
