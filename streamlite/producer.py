@@ -551,7 +551,9 @@ class Producer:
             self._check_open()
             here = self._here()
             if here in self._transactions:
-                raise TransactionError("a transaction of this producer is open in this thread: leave its block first")
+                raise TransactionError(
+                    "a transaction of this producer is open in this thread: leave its block, or abort it"
+                )
             self._transactions[here] = transaction
             self._routes.shut()
         return here

@@ -129,10 +129,17 @@ class Transaction:
     def __enter__(self) -> Transaction:
         if self._state is not _NEW:
             raise TransactionError(f"this transaction is {self._state}: begin another with producer.transaction()")
-        self._owner = self._producer._enter(self)
-        self._state = _OPEN
-        if self._assignment is not None:
-            self._assignment.transaction = self
+        self._owner = self._producer._here()
+        try:
+            self._producer._enter(self)
+            self._state = _OPEN
+            if self._assignment is not None:
+                self._assignment.transaction = self
+        except BaseException:
+            # A signal handler's exception, which leaves no block that could end it.
+            if self._is_entered():
+                self._end(_ABORTED)
+            raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -149,11 +156,20 @@ class Transaction:
             self._abort(f"its block raised {type(error).__name__}{said}")
 
     def abort(self) -> None:
-        """Publish nothing; what follows in the block may send no more. The consumer given is rewound."""
+        """Publish nothing; what follows in the block may send no more. The consumer given is rewound.
+
+        Also for after the block, where a signal handler raised in the moment before its end was seen to.
+        """
         with self._staging:
+            if self._state is not _OPEN and self._is_entered():
+                self._producer._leave(self._owner)  # a signal handler cut that off
             self._check()
             self._state = _LEFT
         self._abort("abort() was called")
+
+    def _is_entered(self) -> bool:
+        """Whether its producer takes it for the transaction that its owner is in."""
+        return self._producer._transactions.get(self._owner) is self
 
     def _check(self) -> None:
         if self._state is not _OPEN:

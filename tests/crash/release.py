@@ -42,6 +42,8 @@ PATIENCE_S: Final = 1800.0
 """A case that takes longer hangs."""
 GRACE_S: Final = 20.0
 """What is under way when the time is over may go on for so long; then it is for the next run."""
+TOLD_MOST: Final = 5
+"""Failures of one campaign that are told at once."""
 CASES_OF_A_WORKER: Final = 500
 """Then a new one takes its place: no leak of a test grows for days."""
 ALL: Final = 0
@@ -464,8 +466,12 @@ class Run:
         if progress.tests:
             again += " --release" * progress.release + f"   # {progress.tests[seed]}"
         note.write_text(f"{again}\n\n{failure}")
-        print(f"FAILED: {campaign.number} {campaign.name}, seed {seed}: {failure.strip().splitlines()[-1]:.200}\n"
-              f"  again: {again}\n  more:  {note}", flush=True)  # fmt: skip
+        if len(progress.done.failures) <= TOLD_MOST:
+            print(
+                f"FAILED: {campaign.number} {campaign.name}, seed {seed}\n  again: {again}\n  more:  {note}", flush=True
+            )
+        elif len(progress.done.failures) == TOLD_MOST + 1:
+            print(f"FAILED: {campaign.name}, more than {TOLD_MOST} times: the rest is in {self.notes}", flush=True)
 
 
 def table(progresses: list[Progress]) -> Iterator[str]:

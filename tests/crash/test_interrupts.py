@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 import streamlite
-from streamlite import Bus, Consumer, Delivery, Message, Producer, TopicPartition, errors
+from streamlite import Bus, Consumer, Delivery, Message, Producer, TopicPartition, Transaction, errors
 from tests.crash.interrupting import REASON, SUPPORTED, Failed, Interrupted, Interrupter, deadline
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason=REASON)
@@ -220,6 +220,36 @@ class SendAlways(Sending):
         for number in range(2):
             value = b"%d" % number
             self.result(value, self.send(value, key=b"k"))
+
+
+class Transact(Sending):
+    """All of it or nothing. A block whose end was cut off is ended by hand."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.tx: Transaction | None = None
+
+    def act(self) -> None:
+        self.tx = self.producer.transaction()
+        with self.tx:
+            for number in range(4):
+                self.tried.append(b"%d" % number)
+                self.tx.send(self.topic, self.tried[-1], key=b"k%d" % number)
+
+    def check(self) -> None:
+        if self.tx is not None:
+            with contextlib.suppress(errors.TransactionError):
+                self.tx.abort()
+        done = list(self.tried)
+        super().check()
+        there = {message.value for message in self.bus.topic("t").read()}
+        assert len({value in there for value in done}) < 2, f"a part of a transaction is there: {there}"
+
+    def again(self) -> None:
+        super().again()
+        with self.producer.transaction() as tx:
+            self.tried.append(b"again, together")
+            tx.send(self.topic, self.tried[-1], key=b"k0")
 
 
 class SendOverASegment(Sending):
@@ -522,7 +552,7 @@ class Rebalance(Reading):
 
 SENDING = [
     SendKeyed, SendOneByOne, SendWithEverything, SendAndClose, SendWithCallback, SendMany, SendIntoALittleBuffer,
-    SendAlways, SendOverASegment, CloseTheBus, OpenABus, CreateATopic,
+    SendAlways, SendOverASegment, Transact, CloseTheBus, OpenABus, CreateATopic,
 ]  # fmt: skip
 READING = [
     Poll, PollAlone, PollColumns, PollAndCommit, Loop, LoopAlone, PollThatSleeps, PollWhatComes, SeekAndPause,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import random
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import streamlite
-from streamlite import Delivery, Message
+from streamlite import Delivery, Message, errors
 from tests.crash.processes import PATIENCE, Link, children, scratch
 from tests.integration.test_processes import Alarm
 
@@ -84,9 +85,16 @@ class Interrupted:
         self.transactions.append(values)
         places = [at % PARTITIONS for at in range(4)]
         values += [self.value(at, partition) for at, partition in enumerate(places)]
-        with self.producer.transaction() as tx:
-            for value, partition in zip(values, places, strict=True):
-                tx.send(self.topic, value, partition=partition)
+        tx = self.producer.transaction()
+        try:
+            with tx:
+                for value, partition in zip(values, places, strict=True):
+                    tx.send(self.topic, value, partition=partition)
+        except KeyboardInterrupt:
+            # It may have come in the moment before the block's end was seen to: then the block is still open.
+            with suppress(errors.TransactionError):
+                tx.abort()
+            raise
 
     def poll(self) -> None:
         self.take(self.consumer.poll(0.001, max_messages=5))
