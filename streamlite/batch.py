@@ -35,7 +35,7 @@ from streamlite.format import (
 )
 from streamlite.message import Columns, Header, Message
 
-__all__ = ["Batch", "decode", "encode_payload", "timestamp_steps"]
+__all__ = ["Batch", "decode", "encode_payload", "encode_single", "timestamp_steps"]
 
 Timestamps = list[int] | dict[int, int] | None
 Headers = Sequence[Header]
@@ -80,8 +80,22 @@ def encode_payload(
         columns.pop()
     if count == 1 and values is not None and len(values[0] or b"") < _SMALL_BYTES:
         return _encode(columns)
-    # Where the system has no memory to give, `encode` of msgspec 0.22 ends the process (SIGSEGV),
-    # raises. What comes of it is only read, and to make bytes of it would be to copy it.
+    return _encode_large(columns)
+
+
+def encode_single(key: bytes | None, value: bytes | None) -> bytes:
+    """As `encode_payload` of one message that has the header's timestamp and no headers."""
+    if value is None:
+        return _encode(() if key is None else ((key,),))
+    columns = (None if key is None else (key,), (value,))
+    return _encode(columns) if len(value) < _SMALL_BYTES else _encode_large(columns)
+
+
+def _encode_large(columns: Sequence[Any]) -> bytes:
+    """As `_encode`, which (msgspec 0.22) ends the process by SIGSEGV where the system has no memory to give.
+
+    This raises `MemoryError`. What comes of it is only read, and to make bytes of it would be to copy it.
+    """
     payload = bytearray(64)
     _encoder.encode_into(columns, payload)
     return payload  # type: ignore[return-value]
@@ -204,11 +218,12 @@ def _fill(column: list[Any] | None, count: int, what: str) -> list[Any]:
 
 def _timestamps(header: BatchHeader, column: Timestamps) -> list[int]:
     base, count = header.base_timestamp, header.count
+    if column is None and base <= header.max_timestamp:
+        return [base] * count
     greatest = max(column.values() if isinstance(column, dict) else column or (), default=0)
     if base + greatest > header.max_timestamp:
         raise BadBatch(f"timestamps up to {base + greatest} in a batch that ends at {header.max_timestamp}")
-    if column is None:
-        return [base] * count
+    assert column is not None
     if isinstance(column, list):
         if len(column) != count:
             raise BadBatch(f"{len(column)} timestamps in a batch of {count}")

@@ -23,7 +23,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from streamlite.counters import ACTIVE, FLAGS, INDEXED, MAX_TIME, POSITION, START, TRANSACTION, WRITING, from_word
+from streamlite.counters import (
+    ACTIVE,
+    FLAGS,
+    INDEXED,
+    MAX_TIME,
+    POSITION,
+    START,
+    SYNCED,
+    TRANSACTION,
+    WRITING,
+    from_word,
+)
 from streamlite.engine import Engine
 from streamlite.errors import StreamliteError
 from streamlite.format import FLAG_TRANSACTION, HEADER_BYTES, INDEX_INTERVAL_BYTES, IndexEntry
@@ -85,7 +96,8 @@ class _Tail:
     def write(self, batches: Iterable[Outgoing]) -> None:
         """Write them; all go to one segment, be it larger than others."""
         partition = self.partition
-        file = partition.active_file()
+        words = partition.slot.words()
+        file, synced = partition.active_file(words), words[SYNCED]
         partition.slot.set(FLAGS, WRITING)
         buffers: list[bytes] = []
         size, at = 0, self._position
@@ -94,7 +106,7 @@ class _Tail:
             if at - self._indexed >= INDEX_INTERVAL_BYTES:
                 self._entries.append(IndexEntry(self.end, at, self._greatest))
                 self._indexed = at
-            buffers += (partition.pack(batch, self.end), batch.payload)
+            buffers += (partition.pack(batch, self.end, synced), batch.payload)
             self.offsets.append(self.end)
             self.end += batch.count
             self._greatest = max(self._greatest, batch.max_timestamp)
@@ -119,7 +131,7 @@ class _Tail:
         """It is not: take it out again. Where even that fails WRITING stays, and the next holder does it."""
         slot = self.partition.slot
         if slot.get(FLAGS) & WRITING:
-            self.partition.active_file().truncate(self._start)
+            self.partition.active_file(slot.words()).truncate(self._start)
             slot.set(FLAGS, slot.get(FLAGS) & ~WRITING)
 
 
@@ -201,7 +213,7 @@ class Commit:
             staged = self._staged.get(partition)
             if staged is not None:
                 size = staged.payload_bytes + staged.count * HEADER_BYTES
-                if partition.is_full(partition.slot.get(POSITION), size):
+                if partition.is_full(partition.slot.words(), size):
                     partition.roll()
         transaction = records.slot.end + 1
         tails = [_Tail(partition, transaction) for partition in partitions]

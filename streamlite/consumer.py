@@ -192,19 +192,27 @@ class Consumer:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        guarded = self._guarded(take)
+        awakened = False  # most likely by a message: everything else can wait until it is handed out
         while not self._stopped():
-            self._assignment.tend()
-            self._settle_left()
+            if not awakened or self._assignment.moved():
+                self._assignment.tend()
+                self._settle_left()
+                awakened = False
             if self._fetcher.look():
                 try:
-                    self._fetcher.serve(most, self._guarded(take))
+                    self._fetcher.serve(most, guarded)
                 except StreamliteError as error:
                     if not found:
                         raise
                     self._failure = error
             if found:
                 return
-            if not self._sleep(deadline, self._has_news):
+            if awakened:
+                awakened = False
+            elif self._sleep(deadline, self._has_news):
+                awakened = True
+            else:
                 return
 
     def _guarded(self, take: Callable[[Track, int], int]) -> Callable[[Track, int], int]:

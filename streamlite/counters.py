@@ -124,6 +124,10 @@ class Slot:
         """One of the words POSITION to NUMBERED."""
         return self._details[self._at + word]
 
+    def words(self) -> list[int]:
+        """The words POSITION to NUMBERED; one step where several are needed."""
+        return self._details[self._at : self._at + _USED].tolist()
+
     def set(self, word: int, value: int) -> None:
         """Store one of the words POSITION to NUMBERED."""
         self._details[self._at + word] = value
@@ -150,7 +154,7 @@ class Slot:
 
     def load(self) -> SlotState:
         """All words."""
-        return SlotState(self._ends[self._index], *self._details[self._at : self._at + _USED].tolist())
+        return SlotState(self._ends[self._index], *self.words())
 
     def store(self, state: SlotState) -> None:
         """All words, the published end last."""

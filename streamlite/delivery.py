@@ -166,10 +166,13 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
 
     def result(self, timeout: float | None = None) -> Any:
         """Where the message stands. Waits `timeout` seconds (`TimeoutError`), raises what made the send fail."""
-        error = self.exception(timeout)
-        if error is not None:
-            raise error
-        return self._outcome.metadata(self._item)
+        outcome = self._outcome
+        if not outcome.done:
+            _wait(outcome, timeout)
+        outcome.seen = True
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.metadata(self._item)
 
     def exception(self, timeout: float | None = None) -> StreamliteError | None:
         """Why the send failed; `None` when it did not. Waits as `result` does."""

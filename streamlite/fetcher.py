@@ -1,8 +1,8 @@
 """What a consumer reads ahead: a `Track` for each assigned partition, and which of them have something to read.
 
 Ten thousand idle partitions must cost nothing: the fetcher compares the pages of published ends with what they were (a
-page holds 512 of them) and looks only at partitions whose end moved. A partition stays ready until a fetch found its
-end; ready ones are served in turn.
+page holds 512 of them) and looks only at partitions whose end moved; where it reads few of a page, it looks at these. A
+partition stays ready until a fetch found its end; ready ones are served in turn.
 
 A track knows three offsets: `position`, the next to hand out; `processed`, up to where the application is done; and
 `committed`, what the group's log was told last. Commits are the consumer's; here they are only kept.
@@ -26,6 +26,8 @@ from streamlite.serde import Serde
 __all__ = ["Fetcher", "Track"]
 
 _WORD: Final = 8
+_FEW: Final = 4
+"""So many partitions of a page are looked at one by one, which takes less time than to copy and compare the page."""
 
 
 class Track:
@@ -33,7 +35,7 @@ class Track:
 
     __slots__ = (
         "at", "batch", "began", "committed", "cursor", "key", "noted", "ownership", "partition", "paused", "position",
-        "processed", "told", "tp", "value",
+        "processed", "seen_end", "told", "tp", "value",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, offset: int, types: tuple[Serde | None, Serde | None]) -> None:
@@ -51,6 +53,7 @@ class Track:
         self.told = False  # whether the application was told that it is assigned
         self.batch: Batch | None = None  # decoded and not all handed out; `at` is the next of it
         self.at = 0
+        self.seen_end = -1  # the published end at the last look, where few partitions are read
 
     def seek(self, offset: int) -> None:
         """Hand out `offset` next."""
@@ -110,6 +113,10 @@ class Track:
             self.at = stop
             self.position = batch.offsets[stop]
         return batch, start, stop
+
+    def is_through(self) -> bool:
+        """Whether it was at the published end a moment ago; what comes later, the fetcher sees."""
+        return self.batch is None and self.position >= self.partition.slot.end
 
     def messages(self, most: int) -> list[Message]:
         """The next messages, decoded as the topic's types have it."""
@@ -216,6 +223,13 @@ class Fetcher:
                 self._ctx.follow(track.partition)
         counters, pages = self._ctx.counters, self._pages
         for block, tracks in self._blocks.items():
+            if len(tracks) <= _FEW:
+                for track in tracks.values():
+                    end = track.partition.slot.end
+                    if end != track.seen_end:
+                        self.wake(track)
+                        track.seen_end = end
+                continue
             page = counters.ends_page(block).tobytes()
             before = pages.get(block)
             if page != before:
@@ -248,7 +262,7 @@ class Fetcher:
                 continue
             taken = take(track, room)
             room -= taken
-            if not taken:
+            if not taken or track.is_through():
                 ready.pop(track, None)
             elif room <= 0 and track in ready:
                 ready.move_to_end(track)  # another one's turn next time

@@ -55,7 +55,10 @@ OFFSET_MAX: Final = 1 << 62
 # producer id, base sequence, transaction id, spare
 _BODY: Final = struct.Struct("<4sBBBBIIII QqqQII QqQ32x")
 _CHECK: Final = struct.Struct("<Q")
+_BODY_BYTES: Final = _BODY.size
 HEADER_BYTES: Final = _BODY.size + _CHECK.size
+_COPIED_MAX: Final = 2048
+"""Payloads below this are copied behind their header to be digested in one call: that takes half the time of three."""
 assert HEADER_BYTES == 128, HEADER_BYTES
 
 
@@ -103,9 +106,11 @@ class ShortBatch(BadBatch):
         self.needed = needed
 
 
-def pack_header(header: BatchHeader, payload: bytes) -> bytes:
-    """The 128 bytes of `header`, its checksum over them and `payload` last."""
+def pack_header(header: tuple[int, ...], payload: bytes) -> bytes:
+    """The 128 bytes of a header (a `BatchHeader`, or its fields), its checksum over them and `payload` last."""
     body = _BODY.pack(MAGIC, BATCH_VERSION, *header)
+    if len(payload) < _COPIED_MAX:
+        return body + _CHECK.pack(xxhash.xxh3_64_intdigest(body + payload))
     check = xxhash.xxh3_64(body)
     check.update(payload)
     return body + _CHECK.pack(check.intdigest())
@@ -144,11 +149,16 @@ def verify(header: BatchHeader, data: bytes | memoryview, at: int = 0) -> memory
     if len(data) < end:
         raise ShortBatch(end - at)
     view = memoryview(data)
-    check = xxhash.xxh3_64(view[at : at + _BODY.size])
-    check.update(view[at + HEADER_BYTES : end])
-    if check.intdigest() != _CHECK.unpack_from(data, at + _BODY.size)[0]:
+    payload = view[at + HEADER_BYTES : end]
+    if header.length < _COPIED_MAX:
+        digest = xxhash.xxh3_64_intdigest(b"".join((view[at : at + _BODY_BYTES], payload)))
+    else:
+        check = xxhash.xxh3_64(view[at : at + _BODY_BYTES])
+        check.update(payload)
+        digest = check.intdigest()
+    if digest != _CHECK.unpack_from(data, at + _BODY_BYTES)[0]:
         raise BadBatch("a batch whose checksum does not hold")
-    return view[at + HEADER_BYTES : end]
+    return payload
 
 
 def checksum(data: bytes | memoryview) -> int:

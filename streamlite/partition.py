@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 from weakref import ref
@@ -68,7 +69,6 @@ from streamlite.format import (
     NO_SEQUENCE,
     NO_TRANSACTION,
     OFFSET_MAX,
-    BatchHeader,
     IndexEntry,
     checksum,
     pack_header,
@@ -244,7 +244,7 @@ class Partition:
         is in the log, and `published` does what is left to do.
         """
         if numbering is None:
-            result = self.guard.attempt(lambda: self.append_locked(batches, offsets))
+            result = self.guard.attempt(partial(self.append_locked, batches, offsets))
         else:
             result = self.guard.attempt(lambda: numbering.append_locked(self, batches, offsets))
         return None if result is None else self.published(result)
@@ -262,18 +262,15 @@ class Partition:
     def announce(self) -> None:
         """Tell who syncs and who waits; with no lock held."""
         ctx = self.ctx
-        bell = ctx.bell
-        if bell.words[0] or bell.waiters:
-            bell.ring()
         if self not in ctx.dirty:
             ctx.dirty.add(self)
             ctx.on_dirty()
+        bell = ctx.bell
+        if bell.words[0] or bell.waiters:
+            bell.ring()  # the last thing: who is woken needs the GIL, and gets it when this thread is through
 
     def append_locked(self, batches: Sequence[Outgoing], offsets: list[int] | None = None) -> Appended:
         """Append under the lock; the caller announces it afterwards. `offsets` grows as in `try_append`."""
-        slot = self.slot
-        if slot.get(FLAGS) or slot.get(FAILED):
-            self.settle()
         offsets = [] if offsets is None else offsets
         try:
             while len(offsets) < len(batches):
@@ -286,20 +283,53 @@ class Partition:
 
     def _append_run(self, batches: Sequence[Outgoing], offsets: list[int]) -> None:
         """Append as many of the batches as fit the active segment, at least one, with one write; `offsets` grows."""
-        slot = self.slot
-        position = slot.get(POSITION)
-        first = batches[len(offsets)]
-        if self.is_full(position, HEADER_BYTES + len(first.payload)):
+        known = len(offsets)
+        words = self._ready_for(HEADER_BYTES + len(batches[known].payload))
+        buffers, bases, size, greatest = self._packed(batches[known:], words[POSITION], words[SYNCED])
+        end = bases[-1] + batches[known + len(bases) - 1].count
+        self._write(words, buffers, size, greatest, end, bases, offsets)
+
+    def append_single(self, payload: bytes, stamp: int) -> int:
+        """As `append_locked` for one message, neither compressed nor numbered: its offset. Raises where it failed."""
+        size = len(payload)
+        words = self._ready_for(HEADER_BYTES + size)
+        offset = self.slot.end
+        header = (
+            ENCODING_NATIVE, 0, 0, size, size, 1, 0, offset, stamp, stamp, words[SYNCED], self.ctx.epoch, 0,
+            NO_PRODUCER, NO_SEQUENCE, NO_TRANSACTION,
+        )  # fmt: skip
+        buffers = [pack_header(header, payload), payload]
+        self._write(words, buffers, HEADER_BYTES + size, stamp, offset + 1, [offset], [])
+        return offset
+
+    def _ready_for(self, size: int) -> list[int]:
+        """The slot's words, once what others left is settled and `size` bytes may go to the active segment."""
+        words = self.slot.words()
+        if words[FLAGS] or words[FAILED]:
+            self.settle()
+            words = self.slot.words()
+        if self.is_full(words, size):
             self.roll()
-            position = 0
-        buffers, bases, size, greatest = self._packed(batches[len(offsets) :], position)
-        end = bases[-1] + batches[len(offsets) + len(bases) - 1].count
-        before = slot.get(MAX_TIME)
+            words = self.slot.words()
+        return words
+
+    def _write(
+        self,
+        words: list[int],
+        buffers: list[bytes],
+        size: int,
+        greatest: int,
+        end: int,
+        bases: list[int],
+        offsets: list[int],
+    ) -> None:
+        """Write batches with these base offsets behind the active segment, and publish them up to `end`."""
+        slot, position, before, known = self.slot, words[POSITION], words[MAX_TIME], len(offsets)
         latest = max(before, to_word(greatest))
-        file = self.active_file()
+        file = self.active_file(words)
         if not position:
             slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
-        known, cut = len(offsets), file.cutting(position)
+        cut = file.cutting(position)
         slot.set(FLAGS, WRITING)
         try:
             file.write(buffers, position)
@@ -315,10 +345,12 @@ class Partition:
                     file.truncate(position)  # says so as it should be said
                 slot.set(FLAGS, 0)
             raise
-        if position - slot.get(INDEXED) >= INDEX_INTERVAL_BYTES:
+        if position - words[INDEXED] >= INDEX_INTERVAL_BYTES:
             self.add_entry(IndexEntry(bases[0], position, from_word(before)))
 
-    def _packed(self, batches: Sequence[Outgoing], position: int) -> tuple[list[bytes], list[int], int, int]:
+    def _packed(
+        self, batches: Sequence[Outgoing], position: int, synced: int
+    ) -> tuple[list[bytes], list[int], int, int]:
         """`(buffers, base offsets, bytes, greatest timestamp)` of as many as fit behind `position`, at least one."""
         end, room = self.slot.end, self.topic.settings.segment_bytes - position
         buffers: list[bytes] = []
@@ -329,21 +361,23 @@ class Partition:
             total = HEADER_BYTES + len(batch.payload)
             if size and size + total > room:
                 break
-            buffers += (self.pack(batch, end), batch.payload)
+            buffers += (self.pack(batch, end, synced), batch.payload)
             bases.append(end)
             end += batch.count
             size += total
             greatest = max(greatest, batch.max_timestamp)
         return buffers, bases, size, greatest
 
-    def pack(self, batch: Outgoing, base_offset: int) -> bytes:
-        """The header of a batch that is about to be written at that offset."""
-        header = BatchHeader(
-            ENCODING_NATIVE, batch.compression, batch.flags, len(batch.payload), batch.content_bytes, batch.count,
-            batch.count - 1, base_offset, batch.base_timestamp, batch.max_timestamp, self.slot.get(SYNCED),
-            self.ctx.epoch, batch.producer_epoch, batch.producer_id, batch.base_sequence, batch.transaction_id,
+    def pack(self, batch: Outgoing, base_offset: int, synced: int) -> bytes:
+        """The header of a batch that is about to be written at that offset; `synced` is the slot's word."""
+        payload, count = batch.payload, batch.count
+        # The fields of a `BatchHeader`: making one takes as long as its checksum.
+        header = (
+            ENCODING_NATIVE, batch.compression, batch.flags, len(payload), batch.content_bytes, count, count - 1,
+            base_offset, batch.base_timestamp, batch.max_timestamp, synced, self.ctx.epoch, batch.producer_epoch,
+            batch.producer_id, batch.base_sequence, batch.transaction_id,
         )  # fmt: skip
-        return pack_header(header, batch.payload)
+        return pack_header(header, payload)
 
     def publish(self, position: int, end: int, greatest: int) -> None:
         """Under the lock: what is written up to `position` is part of the log, which ends at `end` now."""
@@ -352,9 +386,9 @@ class Partition:
             slot.set(BORN, max(self.ctx.clock.time_ms(), 0))
         slot.publish(position, max(slot.get(MAX_TIME), to_word(greatest)), end, [], [])
 
-    def active_file(self) -> File:
-        """The file that is appended to; created where it is new."""
-        create, base = not self.slot.get(POSITION), self.slot.get(ACTIVE)
+    def active_file(self, words: Sequence[int]) -> File:
+        """The file that is appended to, as the slot's words have it; created where it is new."""
+        create, base = not words[POSITION], words[ACTIVE]
         file = self._file_kept()
         if file is None or create or base != self._file_base:
             file = self._active_segment(create=create).file(create=create)
@@ -392,14 +426,15 @@ class Partition:
         self.slot.set(CHANGES, changes)
         return changes
 
-    def is_full(self, position: int, size: int) -> bool:
-        """Whether `size` more bytes go to a new segment."""
+    def is_full(self, words: Sequence[int], size: int) -> bool:
+        """Whether `size` more bytes go to a new segment; with the slot's words."""
+        position = words[POSITION]
         if not position:
             return False
         settings = self.topic.settings
         if position + size > settings.segment_bytes:
             return True
-        return self.ctx.clock.time_ms() - self.slot.get(BORN) >= settings.segment_ms
+        return self.ctx.clock.time_ms() - words[BORN] >= settings.segment_ms
 
     def roll(self) -> None:
         """Begin a new segment unless the active one is empty; under the lock."""
@@ -478,10 +513,8 @@ class Partition:
         if len(data) != 16 or checksum(data[:8]) != int.from_bytes(data[8:], "little") or start > OFFSET_MAX:
             raise CorruptionError(
                 f"{path} does not hold the beginning of the log; restore it from a copy, or remove it to get back "
-                "whatever segments are still there",
-                file=path,
-                position=0,
-            )
+                "whatever segments are still there", file=path, position=0
+            )  # fmt: skip
         return start
 
     def drop_before(self, offset: int) -> list[Segment]:

@@ -36,7 +36,7 @@ from streamlite.errors import (
 from streamlite.outbox import Outbox
 from streamlite.outgoing import check_message, check_partition
 from streamlite.routes import Route, Routes
-from streamlite.staging import MESSAGE_OVERHEAD, NOTHING, STAGED_MAX, Batch, Lane, Part
+from streamlite.staging import MESSAGE_OVERHEAD, NO_PART, NOTHING, STAGED_MAX, Batch, Lane, Part
 from streamlite.wakeup import LOOK_AGAIN_S
 from streamlite.worker import Worker
 
@@ -72,6 +72,7 @@ class Producer:
         # Seconds since the epoch: the machine's clock is one call in C, and a send makes one.
         self._now = time.time if isinstance(clock, SystemClock) else lambda: clock.time_ms() / 1000
         self._linger_ms = options.linger_ms
+        self._batch_bytes = max(1, min(options.batch_bytes, options.buffer_bytes))
         self._transactions: dict[object, Transaction] = {}  # by who is in their block
         self.mutex = threading.RLock()
         self._numbers: Numbers | None = None
@@ -83,7 +84,7 @@ class Producer:
         if named:
             self._take_name()
         self._begun = 0.0  # when the last batch of any lane began
-        self._direct = Direct(self, self._outbox, self._now, min(self._linger_ms / 1000, _QUIET_S))
+        self._direct = Direct(self, engine.registry, self._outbox, self._now, min(self._linger_ms / 1000, _QUIET_S))
         self._goes_directly = not (self._ctx.always or named or options.on_delivery is not None)
         self._closed = False
         self._finished = False
@@ -116,7 +117,7 @@ class Producer:
         try:
             part = self._raw[topic][key]
         except TypeError:  # unhashable, so neither a topic nor a key of bytes
-            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
+            return self._send_any(NO_PART, topic, value, key, partition, timestamp, headers, sequence)
         batch = part.batch
         if (
             type(value) is not bytes
@@ -127,7 +128,7 @@ class Producer:
             or headers is not None
             or sequence is not None
         ):
-            return self._send_any(topic, value, key, partition, timestamp, headers, sequence)
+            return self._send_any(part, topic, value, key, partition, timestamp, headers, sequence)
         item = (value, key)
         items = batch.items
         items.append(item)
@@ -137,6 +138,7 @@ class Producer:
 
     def _send_any(
         self,
+        part: Part,
         topic: Any,
         value: Any,
         key: Any,
@@ -146,6 +148,10 @@ class Producer:
         sequence: int | None,
     ) -> Delivery:
         """`send` for what is not bytes to a known topic and nothing else, and for what needs new room."""
+        if self._goes_directly and type(value) is bytes and partition is timestamp is headers is sequence is None:
+            sent = self._direct.plain(part, value, key)
+            if sent is not None:
+                return sent
         self._check_outside()
         lane, partition, item, size = self._message(topic, value, key, partition, timestamp, headers, sequence)
         found = self._known(lane, partition, item[1], sequence)
@@ -533,11 +539,6 @@ class Producer:
 
         self._check_open()
         return Transaction(self, consumer)
-
-    @property
-    def _batch_bytes(self) -> int:
-        """The bytes of a batch at most."""
-        return max(1, min(self._options.batch_bytes, self._options.buffer_bytes))
 
     def _here(self) -> object:
         """Who is calling: a thread."""

@@ -27,7 +27,7 @@ from streamlite.partition import Outgoing, Partition
 from streamlite.partitioner import partitioner
 from streamlite.registry import TopicState
 
-__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "STAGED_MAX", "Batch", "ByTopic", "Lane", "Part", "encode"]
+__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "NO_PART", "STAGED_MAX", "Batch", "ByTopic", "Lane", "Part", "encode"]
 
 MESSAGE_OVERHEAD: Final = 250
 """Bytes that a staged message takes in memory beside its payload: tuple, delivery, column entries."""
@@ -214,8 +214,8 @@ class Lane:
     """The staged messages of one topic. `by_key` and `left` are used without a lock, the rest under the mutex."""
 
     __slots__ = (
-        "_sticky", "active", "by_key", "due_at", "hurried", "last_at", "left", "message_bytes", "message_bytes_max",
-        "opened", "parts", "reserved", "settings", "small", "state", "ticks",
+        "_sticky", "active", "by_key", "bytes_free", "due_at", "hurried", "last_at", "left", "message_bytes",
+        "message_bytes_max", "opened", "parts", "reserved", "settings", "small", "state", "ticks",
     )  # fmt: skip
 
     def __init__(self, state: TopicState, sticky: int, *, ticks: bool) -> None:
@@ -237,8 +237,9 @@ class Lane:
         state = self.state
         settings = self.settings = state.settings
         self.message_bytes_max = settings.max_message_bytes
-        # Keys that `by_key` knows are short; with this, no message of the fast path can be too large.
-        self.small = min(SMALL_BYTES, settings.max_message_bytes - KEY_BYTES_MAX)
+        # Keys that `by_key` knows are short: a value up to this makes no message too large.
+        self.bytes_free = settings.max_message_bytes - KEY_BYTES_MAX
+        self.small = min(SMALL_BYTES, self.bytes_free)
         self.parts += [Part(self, partition) for partition in state.partitions[len(self.parts) :]]
         self.by_key = ByKey(partitioner(settings.partitioner), self.parts)
         if not settings.compacted:

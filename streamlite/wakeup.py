@@ -31,6 +31,8 @@ DIRECTORY: Final = "wake"
 _PAGE: Final = 4096
 _WORDS: Final = _PAGE // 8
 _ANYBODY: Final = 0
+_FEW: Final = 16
+_NOBODY: Final = bytes(8 * (_WORDS - _FEW))
 
 
 class Waiter:
@@ -87,9 +89,12 @@ class FifoWaiter(Waiter):
         """Say that somebody sleeps here; `None` where all words are taken and only looking again helps."""
         if self._fifo is None and not self._take_word():
             return None
+        fifo = self._fifo
+        assert fifo is not None
+        fifo.take()  # a ring that comes after this is of a publication that is looked for once more before the sleep
         self._words[self._place] = self._number
         self._words[_ANYBODY] = 1
-        return self._fifo
+        return fifo
 
     def disarm(self) -> None:
         """He is awake."""
@@ -193,10 +198,15 @@ class Bell:
         words = self.words
         # Before the others are looked at: who arms himself later sets it again.
         words[_ANYBODY] = 0
-        for place, number in enumerate(words.tolist()):
-            if number and place != _ANYBODY:
-                words[place] = 0
-                self._ring_fifo(place, number)
+        # The lowest places are taken first, and few buses have more waiters: the rest is compared in one go.
+        numbers = words[:_FEW].tolist()
+        if words[_FEW:].tobytes() != _NOBODY:
+            numbers = words.tolist()
+        numbers[_ANYBODY] = 0
+        for number in filter(None, numbers):
+            place = numbers.index(number)
+            words[place] = 0
+            self._ring_fifo(place, number)
 
     def _ring_fifo(self, place: int, number: int) -> None:
         with self._mutex:

@@ -5,6 +5,8 @@ between them in the loop. What was published while it slept, and is small, is re
 page cache, since somebody has just written it.
 
 Cancelled, a call leaves its step alone: the next call waits until it is through, and what it took is taken back first.
+If that next call is the same poll once more, it gets what the step found instead: polls that are all cancelled before
+their step ends would never get anything else (`_left_over`).
 A sequence that would lose messages otherwise: a poll's step runs; the task is cancelled; the step marks what it found
 as handed out; the next poll counts that as processed, and a commit makes it so for ever.
 """
@@ -64,6 +66,8 @@ class AsyncConsumer:
         self._under_way: Future[Any] | None = None
         self._swallowed = False
         """Whether the step that a cancelled call left hands out messages, which nobody gets."""
+        self._polled: object = None
+        """What kind of poll was called last."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -192,6 +196,22 @@ class AsyncConsumer:
 
         return await self._do(step, hands_out=True)
 
+    async def _poll(self, kind: tuple[str, int | None], call: Callable[..., list[R]], timeout: float | None) -> list[R]:
+        with self._using():
+            found: list[R] = await self._left_over(kind)
+            self._polled = kind
+            return found or await self._ask(lambda left: call(left, kind[1]), timeout)
+
+    async def _left_over(self, kind: tuple[str, int | None]) -> list[Any]:
+        """What the step of a cancelled poll of the same kind found; nobody has seen it."""
+        left = self._under_way
+        if left is None or not self._swallowed or self._polled != kind or self._inside() is not None:
+            return []
+        with busy(self._clock):
+            await self._settled()  # cancelled here, it is there for the next one
+        self._swallowed = False  # it is handed out now, or there was nothing: a poll that fails hands out nothing
+        return [] if left.cancelled() or left.exception() is not None else left.result()
+
     # -- subscription -------------------------------------------------------------------------------------------------
 
     async def subscribe(
@@ -291,16 +311,11 @@ class AsyncConsumer:
 
     async def poll(self, timeout: float | None = 0.0, max_messages: int | None = None) -> list[Message]:
         """The next messages, as `Consumer.poll`. Cancelled, it loses none: the next call hands them out."""
-        with self._using():
-            return await self._ask(lambda left: self._steps.poll(left, max_messages), timeout)  # type: ignore[arg-type]
+        return await self._poll(("messages", max_messages), self._steps.poll, timeout)
 
     async def poll_columns(self, timeout: float | None = 0.0, max_messages: int | None = None) -> list[Columns]:
         """As `poll`, but as columns of bytes: no messages are built, nothing decoded."""
-        with self._using():
-            return await self._ask(
-                lambda left: self._steps.poll_columns(left, max_messages),  # type: ignore[arg-type]
-                timeout,
-            )
+        return await self._poll(("columns", max_messages), self._steps.poll_columns, timeout)
 
     def __aiter__(self) -> Messages:
         return self.messages()

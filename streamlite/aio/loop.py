@@ -262,7 +262,6 @@ class _ByFifo(Place):
             self._waiter.disarm()
             if fifo is not None:
                 loop.remove_reader(fifo.fileno())
-                fifo.wait(0)  # takes the rings
             if self._closed:
                 self._waiter.close()
 

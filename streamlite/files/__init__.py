@@ -108,7 +108,11 @@ class Fifo(ABC):
 
     @abstractmethod
     def wait(self, timeout: float | None) -> None:
-        """Wait until rung or for `timeout` seconds; may return early. Every ring so far is taken."""
+        """Wait until rung or for `timeout` seconds; may return early. A ring stays until it is taken."""
+
+    @abstractmethod
+    def take(self) -> None:
+        """Take the rings so far (a few thousand at most): the next wait ends by a later one."""
 
     @abstractmethod
     def fileno(self) -> int:

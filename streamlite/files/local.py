@@ -196,10 +196,15 @@ class LocalFifo(_Descriptor, Fifo):
             self._poll.register(self._fd, select.POLLIN)
         try:
             # A negative number would be "for ever" to poll(2).
-            if self._poll.poll(None if timeout is None else max(0.0, min(timeout, 1e6)) * 1000):
-                os.read(self._fd, 4096)
+            self._poll.poll(None if timeout is None else max(0.0, min(timeout, 1e6)) * 1000)
+        except OSError as error:
+            self._fail("wait at", error)
+
+    def take(self) -> None:
+        try:
+            os.read(self._fd, 4096)
         except BlockingIOError:
-            return  # somebody else took it
+            return  # none is there
         except OSError as error:
             self._fail("wait at", error)
 

@@ -246,6 +246,8 @@ class _Event(Fifo):
 
     def wait(self, timeout: float | None) -> None:
         self._rung.wait(timeout)
+
+    def take(self) -> None:
         self._rung.clear()
 
     def fileno(self) -> int:

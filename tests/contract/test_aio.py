@@ -35,6 +35,7 @@ from streamlite import (
     UnknownTopicError,
     errors,
 )
+from streamlite.aio.steps import Steps
 from streamlite.testing.clock import VirtualClock
 
 from .helpers import PATIENCE, T0, beside, committed, locks_held, numbers, offsets, put, tps, values
@@ -1235,6 +1236,68 @@ def test_cancelled_anywhere_a_poll_swallows_nothing(bus: Bus, options: dict[str,
 
 
 @pytest.mark.needs("clock")
+def test_polls_that_are_all_cancelled_before_their_step_ends_come_to_their_messages(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the machine is: what the step of one found is handed out by the next that waits long enough."""
+    filled(bus, 3)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(self: Steps, timeout: float, most: int | None = None) -> list[Message]:
+        found = Consumer.poll(self, timeout, most)
+        begun.set()
+        may_end.wait(PATIENCE)
+        return found
+
+    async def cancelled(consumer: AsyncConsumer) -> None:
+        task = asyncio.ensure_future(consumer.poll(5))
+        await turns()
+        await come_about(begun.is_set)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def main() -> None:
+        async with bus.async_consumer("t", group="g", auto_commit=False) as consumer:
+            with monkeypatch.context() as patch:
+                patch.setattr(Steps, "poll", slow)
+                await cancelled(consumer)
+                await cancelled(consumer)
+                patch.setattr(Steps, "poll", None)  # no other step is made
+                may_end.set()
+                assert [message.value for message in await consumer.poll(5)] == numbers(3)
+            await consumer.commit()
+            assert await consumer.committed(TP) == 3
+            put(bus, "t", b"later", partition=0)
+            assert values(await consumer.poll(5)) == [b"later"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("then", ["commit", "columns", "fewer"])
+def test_what_a_cancelled_poll_found_is_given_to_none_but_the_same_poll(bus: Bus, then: str) -> None:
+    filled(bus, 3)
+
+    async def main() -> None:
+        async with bus.async_consumer("t", group="g", auto_commit=False) as consumer:
+            at = 0
+            while await cut(consumer.poll(5), at, late=False):
+                at += 1
+                if then == "commit":
+                    await consumer.commit()
+                    assert await consumer.committed(TP) is None
+                elif then == "columns":
+                    found = await consumer.poll_columns(5)
+                    assert [value for columns in found for value in columns.values] == numbers(3)
+                    await consumer.seek(TP, 0)
+                else:
+                    assert values(await consumer.poll(5, max_messages=1)) == numbers(1)
+                    await consumer.seek(TP, 0)
+            assert at > 0
+
+    run(main())
+
+
 def test_cancelled_anywhere_nothing_is_committed_that_nobody_got(bus: Bus) -> None:
     filled(bus)
     number = 0

@@ -131,6 +131,8 @@ class EventFifo(Fifo):
 
     def wait(self, timeout: float | None) -> None:
         self._rung.wait(timeout)
+
+    def take(self) -> None:
         self._rung.clear()
 
     def fileno(self) -> int:

@@ -266,6 +266,8 @@ class ScheduledFifo(Fifo):
     def wait(self, timeout: float | None) -> None:
         self.scheduler.point(Call("wait", self.path))
         self.scheduler.sleep(lambda: self.rung)
+
+    def take(self) -> None:
         self.scheduler.point(Call("take", self.path))
         self.rung = False
 

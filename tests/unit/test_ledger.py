@@ -70,7 +70,7 @@ def _transact(bus: Bus, *places: tuple[str, int], count: int = 1) -> None:
 
 
 def _header(partition: Partition, position: int = 0) -> BatchHeader:
-    return unpack_header(partition.active_file().read(1000, position))
+    return unpack_header(partition.active_file(partition.slot.words()).read(1000, position))
 
 
 def _record(bus: Bus, *parts: Part) -> int:
