@@ -105,20 +105,25 @@ def encode_payload(
         columns.pop()
     if count == 1 and values is not None and len(values[0] or b"") < _SMALL_BYTES:
         return _encode(columns)
-    # Where the system has no memory to give, `encode` of msgspec 0.22 ends the process (SIGSEGV), and `encode_into`
-    # raises. What comes of it is only read, and to make bytes of it would be to copy it.
-    payload = bytearray(64)
-    _encoder.encode_into(columns, payload)
-    return payload  # type: ignore[return-value]
+    return _encode_large(columns)
 
 
 def encode_single(key: bytes | None, value: bytes | None) -> bytes:
     """As `encode_payload` of one message that has the header's timestamp and no headers."""
     if value is None:
         return _encode(() if key is None else ((key,),))
-    if len(value) >= _SMALL_BYTES:
-        return encode_payload(None if key is None else (key,), (value,))
-    return _encode((None if key is None else (key,), (value,)))
+    columns = (None if key is None else (key,), (value,))
+    return _encode(columns) if len(value) < _SMALL_BYTES else _encode_large(columns)
+
+
+def _encode_large(columns: Sequence[Any]) -> bytes:
+    """As `_encode`, which (msgspec 0.22) ends the process by SIGSEGV where the system has no memory to give.
+
+    This raises `MemoryError`. What comes of it is only read, and to make bytes of it would be to copy it.
+    """
+    payload = bytearray(64)
+    _encoder.encode_into(columns, payload)
+    return payload  # type: ignore[return-value]
 
 
 def _squeeze(column: Sequence[Any] | None) -> Sequence[Any] | None:
