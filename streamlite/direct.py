@@ -67,7 +67,7 @@ class Direct:
         self._last: Single | None = None
         self.slow_until = 0.0
 
-    def plain(self, part: Part, value: bytes, key: bytes | None) -> Delivery | None:
+    def plain(self, part: Part, value: bytes, key: bytes | str | None) -> Delivery | None:
         """As `send`, of a part that `Routes.raw` gave for the topic and this key: there is nothing to be checked.
 
         But whether the topic has changed since, and the size; `None` for these too.
@@ -77,7 +77,7 @@ class Direct:
         lane = part.lane
         if len(value) > lane.bytes_free or lane.state.seen != self._registry.changes or lane.stale:
             return None
-        return self.send(lane, part.partition, (value, key))
+        return self.send(lane, part.partition, (value, key.encode() if type(key) is str else key))
 
     def send(self, lane: Lane, partition: Partition, item: tuple[Any, ...]) -> Delivery | None:
         """Write an item, where it is one that need not wait; `None` where it is to be staged."""

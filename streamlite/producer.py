@@ -36,7 +36,7 @@ from streamlite.errors import (
 from streamlite.outbox import Outbox
 from streamlite.outgoing import check_message, check_partition
 from streamlite.routes import Route, Routes
-from streamlite.staging import MESSAGE_OVERHEAD, NO_PART, NOTHING, STAGED_MAX, Batch, Lane, Part
+from streamlite.staging import MESSAGE_OVERHEAD, NO_PART, NOTHING, STAGED_MAX, Batch, Lane, Part, anew
 from streamlite.wakeup import LOOK_AGAIN_S
 from streamlite.worker import Worker
 
@@ -68,8 +68,7 @@ class Producer:
         self._ctx = engine.ctx
         self._options = options
         self._on_delivery: Callable[[Delivery], Any] | None = options.on_delivery
-        clock = self._ctx.clock
-        self._clock = clock
+        self._clock = clock = self._ctx.clock
         # Seconds since the epoch: the machine's clock is one call in C, and a send makes one.
         self._now = time.time if isinstance(clock, SystemClock) else lambda: clock.time_ms() / 1000
         self._linger_ms = options.linger_ms
@@ -251,8 +250,8 @@ class Producer:
         with self.mutex:
             if batch.holds(items, item):
                 return Delivery(batch, item)
-        value, key = item
-        return self._stage(part.lane, part.partition.number, item, len(value) + len(key or b"") + MESSAGE_OVERHEAD)
+        item, size = anew(item)
+        return self._stage(part.lane, part.partition.number, item, size)
 
     def send_many(
         self,

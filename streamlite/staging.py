@@ -27,7 +27,7 @@ from streamlite.partition import Outgoing, Partition
 from streamlite.partitioner import partitioner
 from streamlite.registry import TopicState
 
-__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "NO_PART", "STAGED_MAX", "Batch", "ByTopic", "Lane", "Part", "encode"]
+__all__ = ["MESSAGE_OVERHEAD", "NOTHING", "NO_PART", "STAGED_MAX", "Batch", "ByTopic", "Lane", "Part", "anew", "encode"]
 
 MESSAGE_OVERHEAD: Final = 250
 """Bytes that a staged message takes in memory beside its payload: tuple, delivery, column entries."""
@@ -100,7 +100,11 @@ class Batch(Outcome):
         headers = None
         if self.mixed:
             items, self.stamps, headers = self._unmix(items)
+        values: Sequence[bytes | None]
+        keys: Sequence[Any]
         values, keys = zip(*items, strict=True)
+        if self.part.lane.has_text:
+            keys = [key.encode() if type(key) is str else key for key in keys]
         if self.stamps is None:
             base, greatest, steps = self._steps()
         else:
@@ -174,24 +178,38 @@ class ByTopic(dict[Any, "ByKey"]):
 
 
 class ByKey(dict[Any, Part]):
-    """Key to part, for keys that are bytes, and for no key where none is needed. Any other has `NO_PART`."""
+    """Key to part, for keys that are bytes or text, and for no key where none is needed. Any other has `NO_PART`.
 
-    __slots__ = ("_parts", "_place")
+    Text is staged as it is, and becomes bytes with its batch; the lane notes that there is some.
+    """
 
-    def __init__(self, place: Callable[[bytes, int], int], parts: Sequence[Part]) -> None:
+    __slots__ = ("_lane", "_parts", "_place")
+
+    def __init__(self, place: Callable[[bytes, int], int], parts: Sequence[Part], lane: Lane | None) -> None:
         super().__init__()
         self._place = place
         self._parts = parts
+        self._lane = lane
 
     def __missing__(self, key: Any) -> Part:
-        if type(key) is not bytes or len(key) > KEY_BYTES_MAX:
+        data = key
+        if type(key) is str:
+            try:
+                data = key.encode()
+            except UnicodeEncodeError:
+                return NO_PART
+        elif type(key) is not bytes:
             return NO_PART
+        if len(data) > KEY_BYTES_MAX or self._lane is None:
+            return NO_PART
+        if data is not key:
+            self._lane.has_text = True
         if len(self) >= KEYS_MAX:
             keyless = self.get(None)
             self.clear()
             if keyless is not None:
                 self[None] = keyless
-        part = self[key] = self.part(key)
+        part = self[key] = self.part(data)
         return part
 
     def part(self, key: bytes) -> Part:
@@ -201,10 +219,7 @@ class ByKey(dict[Any, Part]):
 
 class _Unknown(ByKey):
     def __init__(self) -> None:
-        super().__init__(partitioner("xxh3"), ())
-
-    def __missing__(self, key: Any) -> Part:
-        return NO_PART
+        super().__init__(partitioner("xxh3"), (), None)
 
 
 _UNKNOWN: Final = _Unknown()
@@ -214,8 +229,8 @@ class Lane:
     """The staged messages of one topic. `by_key` and `left` are used without a lock, the rest under the mutex."""
 
     __slots__ = (
-        "_sticky", "active", "by_key", "bytes_free", "due_at", "hurried", "last_at", "left", "message_bytes",
-        "message_bytes_max", "opened", "parts", "reserved", "settings", "small", "state", "ticks",
+        "_sticky", "active", "by_key", "bytes_free", "due_at", "has_text", "hurried", "last_at", "left",
+        "message_bytes", "message_bytes_max", "opened", "parts", "reserved", "settings", "small", "state", "ticks",
     )  # fmt: skip
 
     def __init__(self, state: TopicState, sticky: int, *, ticks: bool) -> None:
@@ -229,6 +244,7 @@ class Lane:
         self.last_at = _NEVER  # when the lane was last sealed, on the clock of timestamps
         self.hurried = 0  # so many batches more go at once, since somebody waited for one
         self._sticky = sticky
+        self.has_text = False  # whether keys of staged items may be text
         self.parts: list[Part] = []
         self.take_settings()
 
@@ -241,7 +257,7 @@ class Lane:
         self.bytes_free = settings.max_message_bytes - KEY_BYTES_MAX
         self.small = min(SMALL_BYTES, self.bytes_free)
         self.parts += [Part(self, partition) for partition in state.partitions[len(self.parts) :]]
-        self.by_key = ByKey(partitioner(settings.partitioner), self.parts)
+        self.by_key = ByKey(partitioner(settings.partitioner), self.parts, self)
         if not settings.compacted:
             self.by_key[None] = self.parts[self._sticky % len(self.parts)]
 
@@ -282,6 +298,13 @@ class Lane:
             active.popleft()
         if len(self.parts) > 1:
             self.next_sticky()
+
+
+def anew(item: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
+    """A pair that came too late for its batch as it is staged with a check, and what it takes of the buffer."""
+    value, key = item
+    key = key.encode() if type(key) is str else key
+    return (value, key), len(value) + len(key or b"") + MESSAGE_OVERHEAD
 
 
 def encode(

@@ -51,6 +51,38 @@ def test_keys_and_values_come_back_as_they_were(bus: Bus, key: Any) -> None:
     assert {message.key for message in messages} == {as_bytes(key)}
 
 
+def test_keys_of_text_and_of_its_bytes_are_one(bus: Bus) -> None:
+    """Staged in any mixture, in bursts and alone: what is read is bytes, in one partition a key, in order."""
+    bus.topic("t", partitions=8)
+    texts = ["plain", "żółć 漢字 🎈", "", "x" * 300]
+    keys = [*texts, *map(str.encode, texts)]
+    with bus.producer() as producer:
+        sent = [producer.send("t", b"%d" % n, key=keys[n % len(keys)]) for n in range(400)]
+        producer.flush()
+        sent += [producer.send("t", b"%d" % n, key=keys[n % len(keys)]) for n in range(400, 408)]
+        sent.append(producer.send("t", b"408", key="plain", headers={"a": b"1"}))
+        places = [(one.result().partition, one.result().offset) for one in sent]
+    expected = [as_bytes(keys[n % len(keys)]) for n in range(408)] + [b"plain"]
+    found = {(message.partition, message.offset): message for message in bus.topic("t").read()}
+    assert len(found) == 409
+    assert [(found[place].value, found[place].key) for place in places] == [
+        (b"%d" % n, key) for n, key in enumerate(expected)
+    ]
+    for key in set(expected):
+        of_key = [place for place, other in zip(places, expected, strict=True) if other == key]
+        assert of_key == sorted(of_key)
+        assert len({partition for partition, _ in of_key}) == 1
+
+
+def test_a_key_that_utf8_cannot_hold_is_refused_however_often(bus: Bus) -> None:
+    with bus.producer() as producer:
+        for _ in range(3):
+            with pytest.raises(errors.SerdeError):
+                producer.send(bus.topic("t"), b"x", key="\ud800")
+        producer.send("t", b"x", key="fine").result()
+    assert [message.key for message in bus.topic("t").read()] == [b"fine"]
+
+
 def test_none_and_nothing_are_different(bus: Bus) -> None:
     topic = bus.topic("t")
     put(bus, topic, None, b"", "", key=b"k")
