@@ -595,11 +595,10 @@ def run(kind: type[History], seed: int) -> Run:
     clock = StandingClock()
     scheduler = Scheduler(_is_point)
     history = kind(clock, draw)
+    if kind not in _prepared:
+        with alone(scheduler, clock, 0), _open(_prepared.setdefault(kind, MemoryFiles()), clock) as bus:
+            kind.prepare(bus)
     with alone(scheduler, clock, seed):
-        if kind not in _prepared:
-            _prepared[kind] = MemoryFiles()
-            with _open(_prepared[kind], clock) as bus:
-                kind.prepare(bus)
         inner = clone(_prepared[kind])
         fifos: dict[str, ScheduledFifo] = {}
         seams = [ScheduledFiles(scheduler, inner, fifos) for _ in range(3)]
@@ -643,3 +642,9 @@ def case(seed: int) -> int:
 def test_whatever_the_order_a_history_keeps_the_promises(number: int) -> None:
     for at in range(SCHEDULES):
         case(SEED + number + at * len(HISTORIES))
+
+
+@pytest.mark.parametrize("kind", HISTORIES, ids=lambda kind: kind.__name__)
+def test_a_seed_is_the_whole_of_a_run(kind: type[History]) -> None:
+    seeds = range(SEED, SEED + 3)
+    assert [run(kind, seed).trace for seed in seeds] == [run(kind, seed).trace for seed in seeds]

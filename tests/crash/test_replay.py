@@ -448,7 +448,7 @@ def replay_named(workload: test_named.Workload, sync: str, seed: int, states: in
     shrinks = workload in test_named.SHRINKING
     count = 0
     with logged():
-        for left in files.recording.states(seed, quick(files.recording, states) if states else FULL):
+        for left in files.recording.states(seed, quick(files.recording, states) if states else NAMED):
             ways = test_named.WAYS[1 + draw.randrange(2)] if ingest.given else test_named.WAYS[0]
             acked = left.note
             try:
@@ -466,8 +466,12 @@ def replay_named(workload: test_named.Workload, sync: str, seed: int, states: in
     return count
 
 
+NAMED = Scale(all=4, samples=16, tears=1)
+"""Of a named producer: its states take longer, since all is sent again."""
+
+
 def named_case(seed: int) -> int:
-    """One workload of a named producer at one level, with every state; how many there were."""
+    """One workload of a named producer at one level, with many states; how many there were."""
     workloads = test_named.WORKLOADS
     return replay_named(workloads[seed % len(workloads)], LEVELS[seed // len(workloads) % 2], seed, 0)
 
