@@ -11,7 +11,9 @@ grow.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -390,6 +392,9 @@ def _in_reach() -> Iterator[Path]:
 
 def _warm_up() -> None:
     """Have everything imported that the calls below need: another user may not read where it lies."""
+    for found in pkgutil.iter_modules(streamlite.__path__):
+        if not found.ispkg:
+            importlib.import_module(f"streamlite.{found.name}")
     with streamlite.open(":memory:") as bus:
         bus.create_topic("t")
         with bus.producer(name="n") as producer, producer.transaction() as tx:
