@@ -11,7 +11,9 @@ grow.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -292,6 +294,7 @@ def test_a_file_that_may_not_grow_fails_the_send_and_no_more(sync: str, tmp_path
 @pytest.mark.parametrize("sync", SYNCS)
 def test_without_descriptors_calls_fail_and_the_bus_goes_on(sync: str, tmp_path: Path) -> None:
     """However many are left: opening, sending, rolling, joining a group, taking part in a transaction, and reading."""
+    _warm_up()  # an import needs a descriptor, too
     path, stored, failures = tmp_path / "bus", [], 0
     with _open(path, sync=sync) as bus:
         bus.create_topic("t", segment_bytes=3_000)
@@ -390,6 +393,9 @@ def _in_reach() -> Iterator[Path]:
 
 def _warm_up() -> None:
     """Have everything imported that the calls below need: another user may not read where it lies."""
+    for found in pkgutil.iter_modules(streamlite.__path__):
+        if not found.ispkg:
+            importlib.import_module(f"streamlite.{found.name}")
     with streamlite.open(":memory:") as bus:
         bus.create_topic("t")
         with bus.producer(name="n") as producer, producer.transaction() as tx:
