@@ -76,7 +76,7 @@ def recover_log(partition: Partition) -> None:
     for old in partition.log.superseded:
         partition.log.remove(old)
     partition.log.tidy()
-    start = max(stored_start(partition.ctx.files, partition.directory), slot.get(START))
+    start = stored_start(partition.ctx.files, partition.directory)  # its word is no reason to remove anything
     found = recover(segments.values(), partial(partition.ctx.ledger.committed, partition), slot.get(SYNCED), start)
     for removed in found.removed:
         partition.log.remove(removed)

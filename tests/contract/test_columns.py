@@ -14,6 +14,9 @@ import msgspec
 import pytest
 
 from streamlite import Bus, Columns, Consumer, Message, Topic, TopicPartition, batch, errors
+from streamlite.compression import codec
+from streamlite.counters import CHANGES
+from streamlite.segment import walk_verified
 
 from .helpers import PATIENCE, T0, drain, numbers, put, values
 
@@ -205,6 +208,18 @@ def test_a_copy_is_compressed_as_its_own_topic_says(bus: Bus, of: str, to: str) 
     copied = bus.topic("to", compression=to)
     assert pipe(bus, "from", "to") == 80
     assert sorted(map(str, rows(copied.read()))) == sorted(map(str, rows(source.read())))
+    if type(bus) is Bus:
+        assert codecs(bus, "to") == {0 if to == "none" else codec(to).id}
+
+
+def codecs(bus: Bus, name: str) -> set[int]:
+    """Of all batches of a topic of one segment a partition."""
+    found = set()
+    for partition in bus._engine.registry.get(name).partitions:
+        [segment] = partition.log.segments(partition.slot.get(CHANGES)).values()
+        file = segment.file()
+        found |= {one.header.compression for one in walk_verified(file, 0, file.size())}
+    return found
 
 
 def test_columns_given_beside_take_the_place_of_those_read(bus: Bus) -> None:

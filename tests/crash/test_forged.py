@@ -12,7 +12,7 @@ import pytest
 
 from streamlite import Bus, errors
 from streamlite.batch import encode_payload
-from streamlite.counters import EPOCH, TOPICS, TRANSACTION
+from streamlite.counters import EPOCH, START, TOPICS, TRANSACTION
 from streamlite.files.memory import MemoryFiles
 from streamlite.format import FLAG_COMPACTED, FLAG_TRANSACTION, OFFSET_MAX, checksum, segment_name
 from streamlite.group import _packed, _unpacked
@@ -162,6 +162,19 @@ def test_counters_that_say_what_cannot_be_count_as_none(word: int) -> None:
     assert bus._engine.ctx.epoch == 1  # nobody knows what was lost
     _put(bus, b"b")
     bus.create_topic("u")
+    bus.close()
+
+
+def test_counters_that_say_a_log_begins_later_remove_nothing_of_it() -> None:
+    """After a kill their words are still there; where the log begins is what its own file says."""
+    inner = MemoryFiles()
+    bus = _opened(inner)
+    bus.create_topic("t", segment_bytes=1)
+    _put(bus, b"a", b"b", b"c")
+    bus._engine.registry.get("t").partitions[0].slot.set(START, 2)
+    kill(bus)
+    bus = _opened(inner)
+    assert _values(bus) == [b"a", b"b", b"c"]
     bus.close()
 
 
