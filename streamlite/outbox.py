@@ -71,7 +71,7 @@ class Outbox:
     @property
     def buffered(self) -> int:
         """Bytes sealed and not settled, and what lanes have reserved; under the mutex."""
-        sealed = sum([batch.bytes for batch in self.unsettled])
+        sealed = sum([batch.bytes for batch in list(self.unsettled)])
         return sealed + sum([lane.reserved for lane in self._lanes.values() if lane.active])
 
     @property
@@ -209,6 +209,8 @@ class Outbox:
 
     def _tell(self) -> bool:
         """Give room back and tell who waits, with no lock held but for a moment; whether there was anything."""
+        if self._mutex._is_owned():
+            return False  # a signal handler or finalizer in the middle of telling, which goes on
         told = False
         on_delivery = self._options.on_delivery
         while self._settled:

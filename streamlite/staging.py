@@ -295,7 +295,10 @@ class Lane:
                 batch.count, batch.bytes = count, count * self.message_bytes
             if batch.count:
                 put(batch)
-            active.popleft()
+            # A signal handler or finalizer that sends may have sealed in between, and another batch be the first. No
+            # handler runs between the look and the call.
+            if active and active[0] is batch:
+                active.popleft()
         if len(self.parts) > 1:
             self.next_sticky()
 

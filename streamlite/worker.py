@@ -5,7 +5,7 @@ work looks at `idle` and wakes the worker only then, so that a burst costs no no
 lost: before a wait without a deadline the worker sets `idle` and calls `step` once more, so either that call sees the
 work, or who added it sees `idle`. While it waits with a deadline it is not idle: what is added then is for that time.
 
-`wake` and `stop` take a mutex, so finalizers and signal handlers call neither: their own thread may be inside.
+`wake` may be called by finalizers and signal handlers, though their own thread may be inside; `stop` may not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Worker:
         self._step = step
         self._clock = clock
         # Guards all below. Taken itself and not through the condition, whose `with` a signal handler can cut in two.
-        self._lock = threading.Lock()
+        # Re-entrant, because a signal handler or finalizer that sends may run in a thread that is waking.
+        self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
         self._woken = False
         self._stopping = False

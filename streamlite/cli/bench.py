@@ -69,6 +69,7 @@ def bench(
     if plot is not None:
         if not plot.parent.is_dir():
             raise ConfigError(f"--plot: there is no directory {plot.parent}")
+        check_choice("--plot: the ending", plot.suffix.lower(), picture.ENDINGS)
         pyplot = picture.load()
     with workplace("bench", directory) as place, _progress(names) as told:
         figures = list(measure(place, options, names, told))

@@ -12,7 +12,9 @@ from typing import Any, Final
 from streamlite.cli.measure import Figure
 from streamlite.errors import UnsupportedError
 
-__all__ = ["draw", "load"]
+__all__ = ["ENDINGS", "draw", "load"]
+
+ENDINGS: Final = (".png", ".svg", ".pdf")
 
 NINES: Final = ((0, "50 %"), (1, "90 %"), (2, "99 %"), (3, "99.9 %"), (4, "99.99 %"))
 """Where the curves have a mark, in nines; the first stands where half a nine would."""

@@ -26,6 +26,8 @@ from streamlite.errors import TimeoutError as LateError
 __all__ = ["PATIENCE_S", "STAMP_BYTES", "Listener", "Load", "Taken", "end_to_end", "ping", "receive", "run"]
 
 DISTINCT: Final = 1_000
+DISTINCT_BYTES: Final = 64 << 20
+"""Of large values there are fewer distinct ones: to hold a thousand of 10 MB would take the machine's memory."""
 PATIENCE_S: Final = 30.0
 """Without a message for so long, a workload fails: something is wrong."""
 STAMP_BYTES: Final = 8
@@ -57,9 +59,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return self.messages // of + (number < self.messages % of)
 
     def values(self) -> list[bytes]:
-        """1,000 random values."""
+        """1,000 random values, or as many as there are messages, or as 64 MiB hold; one at least."""
         chance = random.Random(self.share[0])
-        return [chance.randbytes(self.size) for _ in range(DISTINCT)]
+        count = max(min(DISTINCT, self.messages, DISTINCT_BYTES // self.size), 1)
+        return [chance.randbytes(self.size) for _ in range(count)]
 
     def pairs(self) -> Iterator[tuple[bytes | None, bytes]]:
         """Key and value of each message, without end."""

@@ -389,6 +389,8 @@ def test_bench_shares_a_workload_between_processes(run: Run, tmp_path: Path) -> 
         (["--sync", "now"], ["--sync", "'now'"]),
         (["--compression", "zip"], ["--compression", "'zip'"]),
         (["--plot", "nowhere/out.png"], ["--plot", "nowhere"]),
+        (["--plot", "out.xyz"], ["--plot", ".png", ".svg", ".pdf", ".xyz"]),
+        (["--plot", "."], ["--plot", ".png"]),
     ],
 )
 def test_bench_refuses_what_it_cannot_measure(
@@ -401,6 +403,17 @@ def test_bench_refuses_what_it_cannot_measure(
 @pytest.mark.parametrize("options", [["--size", 7], ["--messages", 0], ["--rate", 0], ["--processes", 0]])
 def test_bench_refuses_numbers_that_measure_nothing(run: Run, options: list[object]) -> None:
     assert run("bench", *options).status == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "messages", "count"), [(100, 200_000, 1_000), (100, 5, 5), (10_000_000, 200_000, 6), (1 << 27, 9, 1)]
+)
+def test_the_values_of_bench_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch, size: int, messages: int, count: int
+) -> None:
+    monkeypatch.setattr("streamlite.cli.workloads.random.Random.randbytes", lambda _self, size: size)
+    load = Load(directory="", topic="", messages=messages, size=size)
+    assert load.values() == [size] * count
 
 
 def test_bench_says_what_to_install_for_a_plot_before_it_measures(
