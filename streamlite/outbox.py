@@ -53,7 +53,7 @@ class Outbox:
     ) -> None:
         self._ctx = ctx
         self._options = options
-        self._mutex = mutex
+        self._mutex: Any = mutex  # asked for its owner
         self.numbering: Numbering | None = None
         """Of a producer with a name."""
         self._lanes = lanes

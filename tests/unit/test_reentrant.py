@@ -50,7 +50,8 @@ def test_a_batch_is_told_of_once_where_a_send_comes_in_the_middle_of_telling() -
         outbox.unsettled = Unsettled(outbox.unsettled)
         deliveries = [producer.send(topic, b"%d" % number) for number in range(5)]
         producer.flush()
-        assert entered and all(delivery.result(timeout=10) for delivery in deliveries)
+        assert entered
+        assert all(delivery.result(timeout=10) for delivery in deliveries)
         producer.close()
     assert sorted(told) == list(range(5))
 
@@ -72,5 +73,6 @@ def test_a_worker_may_be_woken_by_who_is_waking_it() -> None:
     thread = threading.Thread(target=woken.wake, daemon=True)
     thread.start()
     thread.join(10)
-    assert not thread.is_alive() and stepped.wait(10)
+    assert not thread.is_alive()
+    assert stepped.wait(10)
     woken.stop(10)
