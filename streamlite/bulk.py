@@ -9,7 +9,7 @@ verified then (`PassedColumns`): nothing of it is decoded, compressed or encoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from operator import add, itemgetter
 from typing import Any
@@ -44,9 +44,12 @@ class BulkColumns:
         value_serde: Serde | None,
     ) -> None:
         self.state = state
-        self.values = _column("values", values, value_serde)
+        self.values, self._values_whole = _column("values", values, value_serde)
         count = len(self.values)
-        self.keys = None if keys is None else _of_length("keys", _column("keys", keys, key_serde), count)
+        self.keys: Sequence[bytes | None] | None
+        self.keys, self._keys_whole = (None, False) if keys is None else _column("keys", keys, key_serde)
+        if self.keys is not None:
+            _of_length("keys", self.keys, count)
         self.partition = None if partition is None else check_partition(state, partition)
         self.timestamps = None if timestamps is None else _of_length("timestamps", _moments(timestamps), count)
         self.headers = None if headers is None else _of_length("headers", _pairs(headers), count)
@@ -54,27 +57,33 @@ class BulkColumns:
             self.headers = None
         if state.settings.compacted and count and (self.keys is None or None in self.keys):
             raise ConfigError(f"topic {state.name!r} is compacted: it takes no message without a key")
-        self._sizes = self._measure()
+        self._greatest = self._measure()
 
     @property
     def total_bytes(self) -> int:
         """What all of them take of a buffer."""
-        return sum(self._sizes) + MESSAGE_OVERHEAD * len(self._sizes)
+        return sum(self._sizes(0, len(self.values))) + MESSAGE_OVERHEAD * len(self.values)
 
-    def _measure(self) -> list[int]:
-        sizes = _lengths(self.values)
+    def _sizes(self, start: int, stop: int) -> Iterable[int]:
+        """The bytes of each message of a stretch."""
+        sizes = _lengths(self.values[start:stop], whole=self._values_whole)
         if self.keys is not None:
-            sizes = list(map(add, sizes, _lengths(self.keys)))
+            sizes = map(add, sizes, _lengths(self.keys[start:stop], whole=self._keys_whole))
         if self.headers is not None:
-            sizes = list(map(add, sizes, [headers_bytes(pairs or ()) for pairs in self.headers]))
+            sizes = map(add, sizes, [headers_bytes(pairs or ()) for pairs in self.headers[start:stop]])
+        return sizes
+
+    def _measure(self) -> int:
+        """The bytes of the largest message; `MessageTooLargeError`."""
+        greatest = max(self._sizes(0, len(self.values)), default=0)
         limit = self.state.settings.max_message_bytes
-        if sizes and max(sizes) > limit:
-            index = next(at for at, size in enumerate(sizes) if size > limit)
+        if greatest > limit:
+            index, size = next(one for one in enumerate(self._sizes(0, len(self.values))) if one[1] > limit)
             raise MessageTooLargeError(
-                f"message {index} of the column has {sizes[index]:,} bytes, {self.state.name!r} takes {limit:,}: "
+                f"message {index} of the column has {size:,} bytes, {self.state.name!r} takes {limit:,}: "
                 "nothing of the column was sent; send less, or raise its max_message_bytes"
             )
-        return sizes
+        return greatest
 
     def piece(
         self, sender: Sender, lane: Lane, start: int, stop: int, now_ms: int, *, told: bool
@@ -117,17 +126,17 @@ class BulkColumns:
 
     def cuts(self, budget: int) -> Iterator[tuple[int, int, int]]:
         """`(start, stop, bytes)` of each batch."""
-        sizes, count = self._sizes, len(self._sizes)
+        count = len(self.values)
         if not count:
             return
-        step = min(STAGED_MAX, budget // (max(sizes) + MESSAGE_OVERHEAD))
+        step = min(STAGED_MAX, budget // (self._greatest + MESSAGE_OVERHEAD))
         if step * MESSAGE_OVERHEAD * 4 >= min(budget, count * MESSAGE_OVERHEAD):
             for start in range(0, count, step):
                 stop = min(start + step, count)
-                yield start, stop, sum(sizes[start:stop]) + MESSAGE_OVERHEAD * (stop - start)
+                yield start, stop, sum(self._sizes(start, stop)) + MESSAGE_OVERHEAD * (stop - start)
             return
         # Sizes differ widely: cut by their sums.
-        sums = list(accumulate(size + MESSAGE_OVERHEAD for size in sizes))
+        sums = list(accumulate(size + MESSAGE_OVERHEAD for size in self._sizes(0, count)))
         start = done = 0
         while start < count:
             stop = _bisect(sums, done + budget, start, STAGED_MAX)
@@ -293,16 +302,20 @@ def _bisect(sums: Sequence[int], limit: int, start: int, most: int) -> int:
     return max(start + 1, bisect_right(sums, limit, start, min(len(sums), start + most)))
 
 
-def _column(what: str, column: Any, serde: Serde | None) -> Sequence[bytes | None]:
+def _column(what: str, column: Any, serde: Serde | None) -> tuple[Sequence[bytes | None], bool]:
+    """A column as bytes, and whether there is no `None` in it."""
     if isinstance(column, (str, bytes, bytearray)):
         raise ConfigError(f"{what} must be a sequence of messages; found one {type(column).__name__}")
     found = column if isinstance(column, (list, tuple)) else list(column)
-    if serde is not None:
-        return [serde.encode(one) for one in found]
-    if set(map(type, found)) <= _RAW:
-        # A copy: the caller may change his list while ours is on its way.
-        return list(found)
-    return [encode_raw(one, "value" if what == "values" else "key") for one in found]
+    if serde is None:
+        types = set(map(type, found))
+        if types <= _RAW:
+            # A copy: the caller may change his list while ours is on its way.
+            return list(found), type(None) not in types
+        encoded = [encode_raw(one, "value" if what == "values" else "key") for one in found]
+    else:
+        encoded = [serde.encode(one) for one in found]
+    return encoded, type(None) not in set(map(type, encoded))
 
 
 _RAW = {bytes, type(None)}
@@ -323,11 +336,9 @@ def _pairs(column: Any) -> list[Any]:
     return [check_headers(one) or None for one in found] if any(found) else [None] * len(found)
 
 
-def _lengths(column: Sequence[bytes | None]) -> list[int]:
-    try:
-        return list(map(len, column))  # type: ignore[arg-type]
-    except TypeError:  # there is a None among them
-        return [0 if one is None else len(one) for one in column]
+def _lengths(column: Sequence[Any], *, whole: bool) -> Iterable[int]:
+    """`whole`: there is no `None` among them."""
+    return map(len, column) if whole else [0 if one is None else len(one) for one in column]
 
 
 def _of_length(what: str, column: Any, count: int) -> Any:
