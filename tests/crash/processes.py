@@ -27,7 +27,7 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ class Forked:
             assert not self._ended, f"{self.name} has ended (status {self.wait()}) and says no more"
             left = deadline - time.monotonic()
             assert left > 0, f"{self.name} says nothing"
-            select.select([self._in], [], [], left)
+            readable([self._in], left)
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -169,8 +169,7 @@ class Forked:
     def wait(self) -> int:
         """Its exit status once it has ended; that of `signal` n is -n."""
         if self.status is None:
-            there, _, _ = select.select([self._pidfd], [], [], PATIENCE)
-            assert there, f"{self.name} does not end"
+            assert readable([self._pidfd], PATIENCE), f"{self.name} does not end"
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.status
 
@@ -250,6 +249,14 @@ def scratch(seed: object, *, memory: bool = False) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     shutil.rmtree(directory)
+
+
+def readable(descriptors: Sequence[int], timeout: float) -> list[int]:
+    """Those that can be read from, or have ended, within that time; by poll, which knows numbers above 1,023 too."""
+    waiting = select.poll()
+    for descriptor in descriptors:
+        waiting.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in waiting.poll(timeout * 1000)]
 
 
 def spin(rng: random.Random, most: int = 20_000) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import select
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -33,7 +32,7 @@ import pytest
 
 import streamlite
 from streamlite import Bus, Consumer, Delivery, Producer, Topic, TopicPartition, errors
-from tests.crash.processes import PATIENCE, Forked, Link, children, scratch, spin
+from tests.crash.processes import PATIENCE, Forked, Link, children, readable, scratch, spin
 from tests.integration.exactly_once import die_at
 
 SEED = int(os.environ.get("STREAMLITE_SEED", "1"))
@@ -573,8 +572,8 @@ class Round:
                     spin(self.rng)
                     self._bury(life, child)
                     return
-            readable, _, _ = select.select(list(self.running.values()), [], [], PATIENCE)
-            assert readable, f"nobody says anything: {list(self.running)}"
+            said = readable([child.fileno() for child in self.running.values()], PATIENCE)
+            assert said, f"nobody says anything: {list(self.running)}"
 
     def _bury(self, life: int, child: Forked) -> None:
         child.kill()

@@ -628,7 +628,7 @@ before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + most, before[1]))
 failed = 0
 for number in range(8):
-    size = 1000 + number % 8 * (most // 4)
+    size = 1000 + number % 8 * (most // 2)  # at the end several times what there is, however much is free inside
     for step in ("send", "many", "transact", "read", "poll"):
         try:
             if step == "send":

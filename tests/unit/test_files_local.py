@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
+import resource
 import signal
 import socket
 import stat
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import streamlite
 from streamlite.errors import CorruptionError, ForkedError, FormatError, StorageError
 from streamlite.files import MissingFile
 from streamlite.files import local as module
@@ -774,6 +777,21 @@ def test_a_child_rings_none_of_its_parents_pipes(files: LocalFiles) -> None:
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------
+
+
+def test_descriptors_of_closed_buses_are_found_when_none_is_left(root: Path) -> None:
+    """Nobody refers to these buses any more but they themselves."""
+    gc.collect()
+    gc.disable()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(map(int, open_descriptors())) + 60, before[0]), before[1]))
+    try:
+        for number in range(50):
+            with streamlite.open(root / str(number)) as bus, bus.producer() as producer:
+                producer.send(bus.topic("t"), b"x").result(timeout=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        gc.enable()
 
 
 def inherited(fd: int) -> bool:
