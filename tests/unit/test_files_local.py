@@ -6,7 +6,6 @@ import contextlib
 import errno
 import gc
 import os
-import resource
 import signal
 import socket
 import stat
@@ -25,6 +24,7 @@ from streamlite.errors import CorruptionError, ForkedError, FormatError, Storage
 from streamlite.files import MissingFile
 from streamlite.files import local as module
 from streamlite.files.local import LocalFiles
+from tests.crash.rooms import descriptors_left
 from tests.unit.batches import fork, in_child
 
 PAGE = 4096
@@ -781,16 +781,13 @@ def test_a_child_rings_none_of_its_parents_pipes(files: LocalFiles) -> None:
 
 def test_descriptors_of_closed_buses_are_found_when_none_is_left(root: Path) -> None:
     """Nobody refers to these buses any more but they themselves."""
-    gc.collect()
     gc.disable()
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(map(int, open_descriptors())) + 60, before[0]), before[1]))
     try:
-        for number in range(50):
-            with streamlite.open(root / str(number)) as bus, bus.producer() as producer:
-                producer.send(bus.topic("t"), b"x").result(timeout=10)
+        with descriptors_left(60):
+            for number in range(50):
+                with streamlite.open(root / str(number)) as bus, bus.producer() as producer:
+                    producer.send(bus.topic("t"), b"x").result(timeout=10)
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
         gc.enable()
 
 
