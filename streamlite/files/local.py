@@ -488,6 +488,7 @@ class LocalFiles(Files):
 
 
 _T = TypeVar("_T")
+_collecting: Final = threading.RLock()
 
 
 def _with_descriptors(call: Callable[[], _T]) -> _T:
@@ -501,7 +502,8 @@ def _with_descriptors(call: Callable[[], _T]) -> _T:
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-    gc.collect()
+    with _collecting:  # a second collection beside the first would do nothing
+        gc.collect()
     return call()
 
 
