@@ -3,13 +3,13 @@
 hypothesis has no deadline for an example: the machines that run these tests are shared, and an example that waits for a
 disk proves nothing by its time. On CI its own profile holds (the same examples every time, nothing kept between runs).
 
-What makes up a bus refers to each other. Thousands of closed ones would wait for the garbage collector, which looks
-rarely in a process as large as a run of all tests, and keep descriptors and memory: so it is called now and then.
+A signal handler that raises, as many tests have one, may do so in the middle of logging, which is not made for that: the
+lock of a log handler stays taken then, and threads of a later test would wait for it for ever. So it is given back.
 """
 
 from __future__ import annotations
 
-import gc
+import logging
 import os
 
 import pytest
@@ -18,14 +18,11 @@ from hypothesis import settings
 settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-_COLLECT_EVERY = 50
-_run = 0
-
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """After each of so many tests, collect what they left."""
-    global _run  # noqa: PLW0603
-    _run += 1
-    if _run % _COLLECT_EVERY == 0:
-        gc.collect()
+    """Give back what the test's thread has of log handlers."""
+    for reference in list(logging._handlerList):
+        lock = getattr(reference(), "lock", None)
+        while lock is not None and lock._is_owned():
+            lock.release()
