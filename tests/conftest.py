@@ -3,8 +3,8 @@
 hypothesis has no deadline for an example: the machines that run these tests are shared, and an example that waits for a
 disk proves nothing by its time. On CI its own profile holds (the same examples every time, nothing kept between runs).
 
-A signal handler that raises, as many tests have one, may do so in the middle of logging, which is not made for that: the
-lock of a log handler stays taken then, and threads of a later test would wait for it for ever. So it is given back.
+A signal handler that raises, as many tests have one, may do so in the middle of logging, which is not made for that.
+The lock of a log handler stays taken then, and threads of a later test would wait for it for ever. So it is given back.
 """
 
 from __future__ import annotations
