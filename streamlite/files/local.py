@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import gc
 import mmap
 import os
 import select
@@ -166,7 +165,7 @@ class LocalFile(_Descriptor, File):
             if writable and (found.st_size < offset + size or found.st_blocks * 512 < found.st_size):
                 _allocate(self._fd, offset, size)
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            return memoryview(_with_descriptors(lambda: mmap.mmap(self._fd, size, offset=offset, access=access)))
+            return memoryview(mmap.mmap(self._fd, size, offset=offset, access=access))
         except (OSError, ValueError) as error:
             self._fail("map", error)
 
@@ -365,15 +364,10 @@ class LocalFiles(Files):
 
     def _opened(self, kind: type[_D], path: str, flags: int) -> _D:
         at = self._at("open", path)
-
-        def open_it() -> _D:
+        try:
             with _opening:
                 opened = kind(path or self.root, os.open(at, flags | (_OPEN if path else os.O_CLOEXEC), 0o600))
                 _descriptors.add(opened)
-                return opened
-
-        try:
-            opened = _with_descriptors(open_it)
             if flags & os.O_CREAT and os.fstat(opened._fd).st_mode & 0o600 != 0o600:
                 os.fchmod(opened._fd, 0o600)  # just created, under a umask that takes rights from its owner
         except OSError as error:
@@ -485,26 +479,6 @@ class LocalFiles(Files):
 
     def close(self) -> None:
         return
-
-
-_T = TypeVar("_T")
-_collecting: Final = threading.RLock()
-
-
-def _with_descriptors(call: Callable[[], _T]) -> _T:
-    """Call it; where no descriptor is left, once more when the closed buses that nobody refers to are collected.
-
-    What makes up a bus refers to each other, so its last descriptors are closed by the garbage collector: which looks
-    rarely where much else is in memory, as in a long run of tests.
-    """
-    try:
-        return call()
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-    with _collecting:  # a second collection beside the first would do nothing
-        gc.collect()
-    return call()
 
 
 _HINTS: Final = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import signal
 import socket
@@ -19,12 +18,10 @@ from typing import Any
 
 import pytest
 
-import streamlite
 from streamlite.errors import CorruptionError, ForkedError, FormatError, StorageError
 from streamlite.files import MissingFile
 from streamlite.files import local as module
 from streamlite.files.local import LocalFiles
-from tests.crash.rooms import descriptors_left
 from tests.unit.batches import fork, in_child
 
 PAGE = 4096
@@ -777,18 +774,6 @@ def test_a_child_rings_none_of_its_parents_pipes(files: LocalFiles) -> None:
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------
-
-
-def test_descriptors_of_closed_buses_are_found_when_none_is_left(root: Path) -> None:
-    """Nobody refers to these buses any more but they themselves."""
-    gc.disable()
-    try:
-        with descriptors_left(60):
-            for number in range(50):
-                with streamlite.open(root / str(number)) as bus, bus.producer() as producer:
-                    producer.send(bus.topic("t"), b"x").result(timeout=10)
-    finally:
-        gc.enable()
 
 
 def inherited(fd: int) -> bool:
